@@ -1,0 +1,1 @@
+"""Pretraining: shards stream into DeepSpeed workers and come out as a transformers model."""
