@@ -1,0 +1,99 @@
+"""Micro-batches: what the rows say, token by token, with document bounds that are right."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.manifest import Manifest
+from train.data.batch import Batch, make_batch
+from train.data.packing import RowPlan, plan_rows
+from train.data.reader import ShardReader
+
+CLS, SEP = 2, 3
+
+
+def slow_documents(
+    rows: list[int], plan: RowPlan, stored: list[list[tuple[tuple[int, ...], tuple[bool, ...]]]]
+) -> Iterator[tuple[int, int, list[int], list[bool]]]:
+    """(row, offset in the row, ids, word starts) of each document of a batch, one token after another."""
+    for row in rows:
+        if row < 0:
+            yield -1, 0, [CLS, SEP], [True, True]
+            continue
+        ids = [token for document in stored[plan.row_block_R[row]] for token in document[0]]
+        starts = [start for document in stored[plan.row_block_R[row]] for start in document[1]]
+        offset = 0
+        for piece in range(plan.row_pieces_R1[row], plan.row_pieces_R1[row + 1]):
+            begin = int(plan.piece_start_P[piece])
+            end = begin + int(plan.piece_length_P[piece])
+            yield row, offset, [CLS, *ids[begin:end], SEP], [True, True, *starts[begin + 1 : end], True]
+            offset += end - begin + 2
+
+
+def assert_equal_documents(batch: Batch, expected: list[tuple[int, int, list[int], list[bool]]]) -> None:
+    lengths = [len(ids) for _, _, ids, _ in expected]
+    assert batch.lengths_D.tolist() == lengths
+    assert batch.cu_seqlens_D1.tolist() == [0, *np.cumsum(lengths).tolist()]
+    assert batch.row_ids_D.tolist() == [row for row, _, _, _ in expected]
+    assert batch.row_offsets_D.tolist() == [offset for _, offset, _, _ in expected]
+    assert batch.ids_T.tolist() == [token for _, _, ids, _ in expected for token in ids]
+    assert batch.word_starts_T.tolist() == [start for _, _, _, starts in expected for start in starts]
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint32"])
+@pytest.mark.parametrize("sequence_length", [3, 17, 128])
+def test_a_batch_equals_gathering_token_by_token(
+    make_data_set: Callable, stored_documents: Callable, sequence_length: int, dtype: str
+) -> None:
+    """Reference: a loop over documents that the tarfile module read, at random rows with fillers among them."""
+    rng = np.random.default_rng(3)
+    shards = [[rng.integers(1, 90, size=size).tolist() for size in sizes] for sizes in [(12, 1), (20,)]]
+    manifest = make_data_set(shards, dtype=dtype)
+    plan, reader = plan_rows(manifest, "train", sequence_length), ShardReader(manifest, "train")
+    stored = stored_documents(manifest, "train")
+    for _ in range(10):
+        rows = rng.integers(-1, plan.rows, size=7)
+        batch = make_batch(rows, plan, reader, manifest.special_ids, epoch=5)
+        assert_equal_documents(batch, list(slow_documents(rows.tolist(), plan, stored)))
+        assert batch.epoch == 5
+        assert batch.tokens == len(batch.ids_T) - 2 * int((rows < 0).sum())
+
+
+def test_a_batch_of_fillers_alone_has_no_ordinary_token(data_set: Manifest) -> None:
+    """Reference: [CLS] [SEP] for each row."""
+    plan, reader = plan_rows(data_set, "train", 64), ShardReader(data_set, "train")
+    batch = make_batch(np.full(3, -1), plan, reader, data_set.special_ids, epoch=0)
+    assert_equal_documents(batch, [(-1, 0, [CLS, SEP], [True, True])] * 3)
+    assert batch.tokens == 0
+
+
+def test_the_types_are_those_that_the_model_expects(data_set: Manifest) -> None:
+    """Reference: the fields' documentation."""
+    plan, reader = plan_rows(data_set, "train", 64), ShardReader(data_set, "train")
+    batch = make_batch(np.arange(4), plan, reader, data_set.special_ids, epoch=0)
+    assert (batch.ids_T.dtype, batch.word_starts_T.dtype) == (torch.int64, torch.bool)
+    assert (batch.cu_seqlens_D1.dtype, batch.lengths_D.dtype) == (torch.int32, np.int64)
+    assert (batch.row_ids_D.dtype, batch.row_offsets_D.dtype) == (torch.int64, torch.int64)
+
+
+def test_moving_a_batch_moves_its_tensors_and_keeps_the_rest(data_set: Manifest) -> None:
+    """Reference: the batch itself, moved to the device that stores nothing."""
+    plan, reader = plan_rows(data_set, "train", 64), ShardReader(data_set, "train")
+    batch = make_batch(np.arange(4), plan, reader, data_set.special_ids, epoch=2)
+    moved = batch.to("meta")
+    for name in ("ids_T", "word_starts_T", "cu_seqlens_D1", "row_ids_D", "row_offsets_D"):
+        assert getattr(moved, name).is_meta
+        assert getattr(moved, name).shape == getattr(batch, name).shape
+    assert (moved.epoch, moved.tokens, moved.lengths_D is batch.lengths_D) == (2, batch.tokens, True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_batch_is_pinned_and_arrives_on_the_gpu_unchanged(data_set: Manifest) -> None:
+    """Reference: the batch on the host."""
+    plan, reader = plan_rows(data_set, "train", 64), ShardReader(data_set, "train")
+    batch = make_batch(np.arange(4), plan, reader, data_set.special_ids, epoch=0)
+    assert batch.ids_T.is_pinned() and batch.word_starts_T.is_pinned()
+    assert torch.equal(batch.to("cuda").ids_T.cpu(), batch.ids_T)

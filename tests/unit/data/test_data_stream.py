@@ -1,0 +1,256 @@
+"""The stream: an epoch is every stored token once, at any world size, through any stop, with damage named."""
+
+import json
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.errors import DataError, UserError
+from data_pipeline.manifest import Manifest
+from train.data.batch import Batch, make_batch
+from train.data.order import Cursor, global_batch
+from train.data.reader import ShardReader
+from train.data.stream import Step, TrainStream, validation_batches
+
+LENGTH = 48
+
+
+def open_stream(manifest: Manifest, cursor: Cursor = Cursor(0, 0), **changes: Any) -> TrainStream:  # noqa: B008
+    sizes = {"sequence_length": LENGTH, "micro_batch_size": 2, "global_batch_size": 12}
+    options = sizes | {"seed": 11, "rank": 0, "world_size": 1}
+    return TrainStream(manifest, "train", cursor=cursor, **(options | changes))
+
+
+def take(stream: TrainStream, steps: int) -> list[Step]:
+    taken = list(islice(stream, steps))
+    stream.close()
+    return taken
+
+
+def contents(batch: Batch) -> list[object]:
+    tensors = (batch.ids_T, batch.word_starts_T, batch.cu_seqlens_D1, batch.row_ids_D, batch.row_offsets_D)
+    return [*(tensor.tolist() for tensor in tensors), batch.lengths_D.tolist(), batch.epoch, batch.tokens]
+
+
+def all_contents(steps: list[Step]) -> list[tuple[list[list[object]], Cursor]]:
+    return [([contents(batch) for batch in batches], cursor) for batches, cursor in steps]
+
+
+def pieces_of(batch: Batch) -> list[tuple[tuple[int, ...], tuple[bool, ...]]]:
+    """Ordinary ids and their word starts of each document that is no filler."""
+    bounds = batch.cu_seqlens_D1.tolist()
+    ids, starts = batch.ids_T.tolist(), batch.word_starts_T.tolist()
+    return [
+        (tuple(ids[begin + 1 : end - 1]), tuple(starts[begin + 1 : end - 1]))
+        for begin, end, row in zip(bounds[:-1], bounds[1:], batch.row_ids_D.tolist(), strict=True)
+        if row >= 0
+    ]
+
+
+def stored_pieces(documents_of_block: list, length: int) -> Counter:
+    """Every piece of every stored document; a piece's first token starts a word even where a word was cut."""
+    return Counter(
+        (ids[begin : begin + length], (True, *starts[begin + 1 : begin + length]))
+        for documents in documents_of_block
+        for ids, starts in documents
+        for begin in range(0, len(ids), length)
+    )
+
+
+def test_an_epoch_holds_every_stored_token_once_through_changes_of_world_size(
+    data_set: Manifest, stored_documents: Callable
+) -> None:
+    """Reference: the documents as the tarfile module reads them; the run stops and goes on with 1, 3, 2, 6 ranks."""
+    read, cursor, worlds = Counter(), Cursor(0, 0), [1, 3, 2, 6]
+    while cursor.epoch == 0:
+        world_size = worlds[cursor.position // 12 % 4]
+        for rank in range(world_size):
+            ((batches, after),) = take(open_stream(data_set, cursor, rank=rank, world_size=world_size), 1)
+            read.update(piece for batch in batches for piece in pieces_of(batch))
+        cursor = after
+    assert cursor == Cursor(1, 0)
+    assert read == stored_pieces(stored_documents(data_set, "train"), LENGTH - 2)
+
+
+def test_going_on_from_a_cursor_gives_the_batches_of_the_run_that_never_stopped(data_set: Manifest) -> None:
+    """Reference: the uninterrupted stream, over the end of an epoch."""
+    whole = all_contents(take(open_stream(data_set), 14))
+    assert whole[-1][1].epoch >= 1
+    for stopped_after in (1, 5, 12):
+        resumed = take(open_stream(data_set, whole[stopped_after - 1][1]), 14 - stopped_after)
+        assert all_contents(resumed) == whole[stopped_after:]
+
+
+def test_the_prefetched_steps_are_those_made_without_a_thread(data_set: Manifest) -> None:
+    """Reference: the order and the batch maker called one after the other."""
+    stream = open_stream(data_set, rank=1, world_size=2)
+    reader, position = ShardReader(data_set, "train"), 0
+    for batches, after in islice(stream, 5):
+        row_ids = global_batch(Cursor(0, position), stream.plan.rows, 12, seed=11).reshape(3, 2, 2)[:, 1]
+        expected = [make_batch(rows, stream.plan, reader, data_set.special_ids, 0) for rows in row_ids]
+        assert [contents(batch) for batch in batches] == [contents(batch) for batch in expected]
+        position += 12
+        assert after == Cursor(0, position)
+    stream.close()
+
+
+def test_the_last_step_of_an_epoch_counts_only_its_real_rows(data_set: Manifest) -> None:
+    """Reference: the totals of the plan."""
+    stream = open_stream(data_set, global_batch_size=50)
+    tokens, rows = 0, []
+    for batches, after in stream:
+        tokens += sum(batch.tokens for batch in batches)
+        rows += [row for batch in batches for row in batch.row_ids_D.tolist()]
+        if after.epoch:
+            break
+    stream.close()
+    assert -1 in rows
+    assert tokens == stream.plan.tokens
+    assert set(rows) == set(range(-1, stream.plan.rows))
+
+
+def test_close_ends_the_thread_whenever_it_comes(data_set: Manifest) -> None:
+    """Reference: the thread's own state: before its start, while it waits for room, and twice."""
+    stream = open_stream(data_set)
+    stream.close()
+    assert list(stream) == []
+    stream = open_stream(data_set)
+    next(stream)
+    stream.close()
+    stream.close()
+    assert not stream._thread.is_alive()
+    assert list(stream) == []
+
+
+def test_at_most_two_steps_are_made_ahead(data_set: Manifest) -> None:
+    """Reference: the steps that wait once the thread has had time for many more."""
+    stream = open_stream(data_set)
+    next(stream)
+    deadline = time.monotonic() + 10
+    while stream._ready.qsize() < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    stream._thread.join(timeout=0.1)
+    assert stream._ready.qsize() == 2
+    stream.close()
+
+
+def test_damage_met_while_prefetching_is_raised_in_the_consumer_with_the_threads_traceback(data_set: Manifest) -> None:
+    """Reference: the one block that a byte was flipped in after the plan was made."""
+    stream = open_stream(data_set)
+    entry = data_set.splits["train"].shards[1].blocks[0]
+    path = data_set.directory / "train-000001.tar"
+    content = bytearray(path.read_bytes())
+    content[entry.offset + entry.bytes // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"train-000001\.tar, block 000000003: the checksum is") as caught:
+        list(islice(stream, 100))
+    assert caught.value.exit_code == 3
+    assert "_make_step" in "".join(traceback.format_exception(caught.value))
+    assert not stream._thread.is_alive()
+    assert list(stream) == []
+
+
+def test_damage_known_before_the_first_step_is_named_at_once(data_set: Manifest) -> None:
+    """Reference: a shard that is not there."""
+    (data_set.directory / "train-000000.tar").unlink()
+    with pytest.raises(DataError, match=r"train-000000\.tar, block 000000000"):
+        open_stream(data_set)
+
+
+def test_an_empty_split_is_refused(make_data_set: Callable) -> None:
+    """Reference: a data set without documents."""
+    with pytest.raises(UserError, match=r"'train' .* holds no documents"):
+        open_stream(make_data_set([]))
+
+
+def test_the_state_is_small_and_the_same_on_every_rank(data_set: Manifest) -> None:
+    """Reference: the bound of 300 bytes, at numbers larger than any run's."""
+    streams = [open_stream(data_set, seed=2**63, rank=rank, world_size=3) for rank in range(3)]
+    states = [json.dumps(stream.state(Cursor(10**6, 10**12))) for stream in streams]
+    assert len(set(states)) == 1
+    assert len(states[0]) < 300
+
+
+def test_a_state_that_fits_is_accepted_at_any_epoch_world_and_batch_size(data_set: Manifest) -> None:
+    """Reference: no error."""
+    state = json.loads(json.dumps(open_stream(data_set).state(Cursor(4, 9))))
+    open_stream(data_set, world_size=3, micro_batch_size=1, global_batch_size=6).check_state(state)
+
+
+def test_a_changed_data_set_is_refused_with_both_identities(make_data_set: Callable) -> None:
+    """Reference: the identities of two manifests."""
+    old, new = make_data_set([[[20, 30]]], seed=1), make_data_set([[[20, 30]]], seed=2)
+    state = open_stream(old).state(Cursor(0, 0))
+    with pytest.raises(UserError) as caught:
+        open_stream(new).check_state(state)
+    assert old.identity in str(caught.value)
+    assert new.identity in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("order_version", 0), ("seed", 12), ("sequence_length", 64), ("rows", 1), ("seed", None)]
+)
+def test_a_state_of_another_order_is_refused_by_the_field_that_differs(
+    data_set: Manifest, field: str, value: object
+) -> None:
+    """Reference: the state with one field changed."""
+    stream = open_stream(data_set)
+    with pytest.raises(UserError, match=rf"^{field} of the data stream is .* but {value} in the checkpoint"):
+        stream.check_state(stream.state(Cursor(0, 0)) | {field: value})
+
+
+@pytest.mark.parametrize("max_rows", [1, 7, 10**6])
+@pytest.mark.parametrize("world_size", [1, 2, 5])
+def test_validation_reads_the_same_rows_once_at_any_world_size(
+    data_set: Manifest, world_size: int, max_rows: int
+) -> None:
+    """Reference: one rank with one row in each batch."""
+
+    def read(rank: int, world_size: int, micro: int) -> list[Batch]:
+        return list(validation_batches(data_set, "validation", LENGTH, micro, rank, world_size, max_rows))
+
+    ranks = [read(rank, world_size, 3) for rank in range(world_size)]
+    assert len({len(batches) for batches in ranks}) == 1
+    together = [batch for batches in ranks for batch in batches]
+    reference = read(0, 1, 1)
+    assert [sorted(set(batch.row_ids_D.tolist())) for batch in reference] == [[row] for row in range(len(reference))]
+    assert len(reference) == max_rows or max_rows == 10**6
+    assert Counter(p for batch in together for p in pieces_of(batch)) == Counter(
+        p for batch in reference for p in pieces_of(batch)
+    )
+    assert {batch.epoch for batch in together} == {-1}
+
+
+def test_validation_of_all_rows_reads_every_stored_token(data_set: Manifest, stored_documents: Callable) -> None:
+    """Reference: the documents as the tarfile module reads them."""
+    batches = validation_batches(data_set, "validation", LENGTH, 4, 0, 1, 10**6)
+    read = Counter(piece for batch in batches for piece in pieces_of(batch))
+    assert read == stored_pieces(stored_documents(data_set, "validation"), LENGTH - 2)
+
+
+def test_the_stream_leaves_the_global_generators_alone(data_set: Manifest) -> None:
+    """Reference: the states before; bit-exact resume depends on them."""
+    before_torch, before_numpy = torch.get_rng_state(), repr(np.random.get_state())
+    take(open_stream(data_set), 3)
+    assert torch.equal(torch.get_rng_state(), before_torch)
+    assert repr(np.random.get_state()) == before_numpy
+
+
+def test_nothing_is_written_beside_the_shards(data_set: Manifest) -> None:
+    """Reference: the folder's listing before; shards may lie on a read-only disk."""
+
+    def listing(folder: Path) -> list[tuple[str, int]]:
+        return sorted((path.name, path.stat().st_mtime_ns) for path in folder.rglob("*"))
+
+    before = listing(data_set.directory)
+    take(open_stream(data_set), 3)
+    assert listing(data_set.directory) == before

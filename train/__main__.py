@@ -1,0 +1,124 @@
+"""The command line of training: parse, call, exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from train.errors import BertmaeError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; an expected failure is one line on stderr and its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.command(options)
+    except BertmaeError as error:
+        if not error.everywhere or os.environ.get("RANK", "0") == "0":
+            print(f"bertmae: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    pretrain = commands.add_parser("pretrain", help="train a model on shards; start it with torchrun for several ranks")
+    pretrain.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    pretrain.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    pretrain.add_argument("--dry-run", action="store_true", help="check everything, print what would happen, and end")
+    pretrain.set_defaults(command=_pretrain)
+
+    # Everything after `launch` is torchrun's or the command's, dashes included.
+    launch = commands.add_parser("launch", prefix_chars="\0", add_help=False, help="torchrun with our exit codes")
+    launch.add_argument("arguments", nargs="*", metavar="[torchrun options] pretrain CONFIG.yaml [key.sub=value ...]")
+    launch.set_defaults(command=_launch)
+
+    export = commands.add_parser("export", help="write a run's newest checkpoint as a transformers model")
+    export.add_argument("run", type=Path, metavar="RUN")
+    export.add_argument("--output", type=Path, required=True, metavar="DIR")
+    export.set_defaults(command=_export)
+
+    fill = commands.add_parser("fill-mask", help="the best five tokens for every [MASK] of a text")
+    fill.add_argument("model", type=Path, metavar="DIR")
+    fill.add_argument("texts", nargs="+", metavar="TEXT")
+    fill.set_defaults(command=_fill_mask)
+
+    reference = commands.add_parser("config-reference", help="every field of a configuration, as markdown")
+    reference.set_defaults(command=_config_reference)
+    return parser
+
+
+def _pretrain(options: argparse.Namespace) -> int:
+    from train.config import load_config
+    from train.monitor.logs import start_logging
+    from train.signals import StopRequest
+
+    stop = StopRequest()
+    stop.install()
+    try:
+        config = load_config(options.config, options.overrides)
+    except BertmaeError as error:
+        error.everywhere = True  # every rank reads the same words
+        raise
+    start_logging(int(os.environ.get("RANK", "0")))
+    from train import distributed, pretrain
+
+    if options.dry_run:
+        for line in pretrain.dry_run(config):
+            if os.environ.get("RANK", "0") == "0":
+                print(line)
+        return 0
+    try:
+        pretrain.pretrain(config, stop)
+    except BertmaeError as error:
+        if error.everywhere:
+            distributed.finish()
+        raise
+    distributed.finish()
+    return 0
+
+
+def _launch(options: argparse.Namespace) -> int:
+    from train.launch import launch
+
+    return launch(options.arguments)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from train.export import export
+
+    for sentence in export(options.run, options.output):
+        print(sentence)
+    return 0
+
+
+def _fill_mask(options: argparse.Namespace) -> int:
+    from train.fill_mask import fill_mask
+
+    for line in fill_mask(options.model, options.texts):
+        print(line)
+    return 0
+
+
+def _config_reference(options: argparse.Namespace) -> int:
+    from train.config_reference import render
+
+    print(render(), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    exit_code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # Threads of the libraries now and then abort the interpreter's teardown, which would look like a failed run.
+        os._exit(exit_code)
+    sys.exit(exit_code)

@@ -1,0 +1,105 @@
+"""The DeepSpeed configuration of a run: read from a file, checked, and filled from the run's own configuration."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+from train.config import Config, gradient_accumulation_steps
+from train.errors import UserError
+
+# DeepSpeed takes an unknown top-level key without a word, so that a misspelt one changes nothing.
+TOP_LEVEL = frozenset(
+    {
+        "bf16",
+        "communication_data_type",
+        "data_types",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+        "gradient_predivide_factor",
+        "prescale_gradients",
+        "steps_per_print",
+        "train_micro_batch_size_per_gpu",
+        "wall_clock_breakdown",
+        "zero_allow_untested_optimizer",
+        "zero_optimization",
+    }
+)
+_ROOT = Path(__file__).parents[1]
+
+
+def load_ds_config(config: Config, world_size: int) -> dict[str, Any]:
+    """The whole DeepSpeed configuration, every "auto" replaced by the run's value.
+
+    Raises UserError for a missing file, an unknown top-level key, a value that contradicts the run's configuration
+    and a precision that the ZeRO stage does not train rightly.
+    """
+    path = _find(config.engine.ds_config)
+    ds_config = _read(path)
+    for key in ds_config.keys() - TOP_LEVEL:
+        near = difflib.get_close_matches(key, TOP_LEVEL, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else f" (known: {', '.join(sorted(TOP_LEVEL))})"
+        raise UserError(f"{path}: unknown key {key}{hint}")
+    for dotted, value in _owned(config, world_size).items():
+        _fill(ds_config, dotted, value, path)
+    _refuse_biased_bf16(ds_config, path)
+    return ds_config
+
+
+def zero_stage(ds_config: dict[str, Any]) -> int:
+    """The ZeRO stage a DeepSpeed configuration asks for."""
+    return int(ds_config["zero_optimization"]["stage"])
+
+
+def _owned(config: Config, world_size: int) -> dict[str, Any]:
+    """What the run's configuration decides: a file may only say "auto" or the same."""
+    return {
+        "train_micro_batch_size_per_gpu": config.batch.micro_batch_size,
+        "gradient_accumulation_steps": gradient_accumulation_steps(config, world_size),
+        "gradient_clipping": config.optimizer.gradient_clipping,
+        "bf16.enabled": config.engine.precision == "bf16",
+        "data_types.grad_accum_dtype": "fp32",
+    }
+
+
+def _fill(ds_config: dict[str, Any], dotted: str, value: Any, path: Path) -> None:
+    *parents, name = dotted.split(".")
+    section = ds_config
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise UserError(f"{path}: {parent} must be an object")
+    written = section.setdefault(name, "auto")
+    if written not in ("auto", value):
+        raise UserError(f'{path}: {dotted} is {written!r}, the run\'s configuration says {value!r}: write "auto"')
+    section[name] = value
+
+
+def _refuse_biased_bf16(ds_config: dict[str, Any], path: Path) -> None:
+    zero = ds_config.get("zero_optimization")
+    if not isinstance(zero, dict) or zero.get("stage") not in (0, 1, 2, 3):
+        raise UserError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3")
+    if zero["stage"] == 0 and ds_config["bf16"]["enabled"]:
+        # DeepSpeed takes a hidden optimizer step at start there: a wrong first update and one decay too many.
+        raise UserError(
+            f"{path}: ZeRO stage 0 does not train bf16 rightly: use ds_configs/zero1.json or engine.precision=fp32"
+        )
+
+
+def _find(name: str) -> Path:
+    """A path from the working directory, or else from the folder that holds this project."""
+    return next((path for path in (Path(name), _ROOT / name) if path.is_file()), Path(name))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        ds_config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"engine.ds_config {path}: {error.strerror}; the presets are in ds_configs/") from error
+    except ValueError as error:
+        raise UserError(f"engine.ds_config {path}: not JSON ({error})") from error
+    if not isinstance(ds_config, dict):
+        raise UserError(f"engine.ds_config {path}: not a JSON object")
+    return ds_config

@@ -1,0 +1,198 @@
+"""The only importer of DeepSpeed: forward, backward and update under ZeRO, and the whole state by parameter name.
+
+Legend: H heads of the objective.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or it looks for accelerators and warns
+
+import deepspeed
+from deepspeed.utils import (
+    logger,
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+)
+
+from train.config import Config
+from train.data.batch import Batch
+from train.distributed import Ranks
+from train.ds_config import zero_stage
+from train.model.cpu_bf16 import speed_up_bf16_products
+from train.objectives.objective import HeadSums, Objective
+from train.optimizer import build_optimizer
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of each parameter
+Tensors = dict[str, torch.Tensor]  # by parameter name
+
+logger.setLevel(logging.ERROR)
+
+
+class Engine:
+    """An objective under DeepSpeed. Weights are given in `module`; optimizer state starts at zero or is loaded."""
+
+    def __init__(self, module: Objective, config: Config, ds_config: dict[str, Any], ranks: Ranks) -> None:
+        if ranks.device.type == "cpu":
+            # Used for inference only, but compiled at every start: without this a C++ compiler would be needed.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+            if ds_config["bf16"]["enabled"]:
+                speed_up_bf16_products()
+        self.ranks = ranks
+        self.stage = zero_stage(ds_config)
+        self.gradient_norm: torch.Tensor | float | None = None
+        self.applied = True
+        # DeepSpeed puts its own wrappers around the optimizer and reads the configuration destructively.
+        self._engine = deepspeed.initialize(
+            model=module.to(ranks.device),
+            optimizer=build_optimizer(module, config),
+            config=_copy(ds_config),
+            dist_init_required=False,
+        )[0]
+        self._check_settings(ds_config)
+        self._zero_moments()
+
+    @property
+    def module(self) -> Objective:
+        """The objective, whose parameters ZeRO-3 has partitioned."""
+        return self._engine.module  # type: ignore[no-any-return]
+
+    @property
+    def updates(self) -> int:
+        """Updates that were applied so far, as the optimizer counts them."""
+        return int(next(iter(self._states()))["step"])
+
+    def set_learning_rate(self, rate: float) -> None:
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
+
+    def micro_step(self, batch: Batch, scale_H: torch.Tensor) -> HeadSums:
+        """Forward and backward of one micro-batch; the last one of a step updates the weights.
+
+        `scale_H` holds each head's weight over its global number of targets. The gradient that DeepSpeed averages
+        over the ranks is multiplied by their number: what remains is the sum.
+        """
+        losses_H, hits_H2 = self._engine(batch)
+        loss = (losses_H * scale_H).sum() * self.ranks.world_size
+        self._engine.backward(loss, scale_wrt_gas=False)
+        last = self._engine.is_gradient_accumulation_boundary()
+        if last and self.stage == 0:
+            self._guard_stage_0()
+        self._engine.step()
+        if last and self.stage > 0:
+            self.gradient_norm = self._engine.get_global_grad_norm()
+            self.applied = self._engine.was_step_applied()
+        return losses_H.detach(), hits_H2
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> HeadSums:
+        """The sums of one batch without gradients; the caller sets the mode with `eval()` and `train()`."""
+        sums: HeadSums = self._engine(batch)
+        return sums
+
+    def eval(self) -> None:
+        self._engine.eval()
+
+    def train(self) -> None:
+        self._engine.train()
+
+    def state(self) -> dict[str, Tensors]:
+        """{"model", "exp_avg", "exp_avg_sq"}: whole fp32 tensors by parameter name, in host memory of rank 0.
+
+        Every rank takes part; the others get empty tables. The layout knows nothing of ranks or ZeRO stages.
+        """
+        tables: dict[str, Tensors] = {"model": {}, **{moment: {} for moment in MOMENTS}}
+        for name, parameter in self.module.named_parameters():
+            tensors = self._gather(parameter)
+            if self.ranks.rank == 0:
+                for table, tensor in tensors:
+                    tables[table][name] = tensor.detach().to("cpu", torch.float32, copy=True)
+        return tables
+
+    def load_state(self, tables: Mapping[str, Mapping[str, torch.Tensor]], updates: int) -> None:
+        """Take the state that `state()` gave, at any number of ranks and any ZeRO stage.
+
+        The low-precision weights must have been loaded into the module before the engine was made.
+        """
+        for name, parameter in self.module.named_parameters():
+            self._scatter(parameter, {table: tables[table][name].to(self.ranks.device) for table in tables})
+        for state in self._states():
+            state["step"].fill_(updates)
+
+    def _gather(self, parameter: torch.nn.Parameter) -> list[tuple[str, torch.Tensor]]:
+        if self.stage == 0:
+            state = self._engine.optimizer.state[parameter]
+            return [("model", parameter), *((moment, state[moment]) for moment in MOMENTS)]
+        moments = [(moment, safe_get_full_optimizer_state(parameter, moment)) for moment in MOMENTS]
+        return [("model", safe_get_full_fp32_param(parameter)), *moments]
+
+    @torch.no_grad()
+    def _scatter(self, parameter: torch.nn.Parameter, tensors: Tensors) -> None:
+        if self.stage == 0:
+            parameter.copy_(tensors["model"])
+            for moment in MOMENTS:
+                self._engine.optimizer.state[parameter][moment].copy_(tensors[moment])
+            return
+        safe_set_full_fp32_param(parameter, tensors["model"])
+        for moment in MOMENTS:
+            safe_set_full_optimizer_state(parameter, tensors[moment], moment)
+
+    def _masters(self) -> Iterator[torch.Tensor]:
+        """The fp32 tensors that the optimizer updates: parameters at stage 0, this rank's flat shares above."""
+        if self.stage == 3:
+            yield from self._engine.optimizer.fp32_partitioned_groups_flat
+            return
+        for group in self._engine.optimizer.param_groups:
+            yield from group["params"]
+
+    def _states(self) -> Iterator[dict[str, torch.Tensor]]:
+        optimizer = self._engine.optimizer if self.stage == 0 else self._engine.optimizer.optimizer
+        for master in self._masters():
+            yield optimizer.state[master]
+
+    def _zero_moments(self) -> None:
+        """What AdamW makes at its first update, made now: a run can then be saved and loaded before it."""
+        for master, state in zip(self._masters(), self._states(), strict=True):
+            state["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
+            for moment in MOMENTS:
+                state[moment] = torch.zeros_like(master)
+        if self.stage in (1, 2):
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _guard_stage_0(self) -> None:
+        """At stage 0 DeepSpeed reports no gradient norm and applies NaN: without gradients AdamW changes nothing."""
+        parameters = [p for p in self.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self.gradient_norm = norm
+        self.applied = bool(norm.isfinite())
+        if not self.applied:
+            for parameter in parameters:
+                parameter.grad = None
+
+    def _check_settings(self, wanted: dict[str, Any]) -> None:
+        """What the engine really uses, against what it was given: its defaults have moved between versions."""
+        engine = self._engine
+        effective = {
+            "train_micro_batch_size_per_gpu": engine.train_micro_batch_size_per_gpu(),
+            "gradient_accumulation_steps": engine.gradient_accumulation_steps(),
+            "gradient_clipping": engine.gradient_clipping(),
+        }
+        pairs = [(key, wanted[key], value) for key, value in effective.items()]
+        pairs.append(("zero_optimization.stage", self.stage, int(engine.zero_optimization_stage())))
+        pairs.append(("bf16.enabled", wanted["bf16"]["enabled"], engine.bfloat16_enabled()))
+        for key, given, used in pairs:
+            if given != used:
+                raise RuntimeError(f"DeepSpeed was given {key} = {given} and uses {used}")
+
+
+def _copy(tree: dict[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, dict) else value for key, value in tree.items()}

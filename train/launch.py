@@ -1,0 +1,58 @@
+"""torchrun in this process, so that what it returns is our exit code and a user's mistake stays one line."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+
+from train.errors import BertmaeError, CheckpointError, DataError, NonFiniteError, StoppedError, UserError
+
+# A worker that ended with one of these has said why in one line of its own.
+_EXPLAINED = {error.exit_code for error in (UserError, DataError, CheckpointError, NonFiniteError, StoppedError)}
+
+
+def launch(arguments: Sequence[str]) -> int:
+    """Run `python -m train` under torchrun: its options come first, then our command. Returns the exit code.
+
+    Without a rendezvous among the options it is `--standalone`: one node, a free port. A request to stop (TERM, INT)
+    reaches the workers, which have 30 s to commit a checkpoint.
+    """
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # torchrun's own store keeps the addresses of dead workers; a restart would connect to them (pytorch#135712).
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    try:
+        run.run(run.parse_args(_torchrun_arguments(arguments)))
+    except ChildFailedError as error:
+        return _explain(error)
+    except SignalException:
+        return StoppedError.exit_code
+    return 0
+
+
+def _torchrun_arguments(arguments: Sequence[str]) -> list[str]:
+    """Our command becomes `-m train COMMAND`, with torchrun's options in front."""
+    commands = [i for i, word in enumerate(arguments) if word in ("pretrain",)]
+    if not commands:
+        raise UserError("launch: name the command to start, as in: launch --nproc-per-node 2 pretrain CONFIG.yaml")
+    options, rest = list(arguments[: commands[0]]), list(arguments[commands[0] :])
+    elsewhere = any(option.startswith(("--rdzv", "--standalone", "--master", "--nnodes")) for option in options)
+    return [*options, *([] if elsewhere else ["--standalone"]), "-m", "train", *rest]
+
+
+def _explain(error: BaseException) -> int:
+    """The exit code of the first worker that failed; raises the line that a killed worker could not say itself."""
+    failures = list(error.failures.values())  # type: ignore[attr-defined]
+    first = min(failures, key=lambda failure: (failure.exitcode not in _EXPLAINED, failure.timestamp))
+    if first.exitcode not in _EXPLAINED:
+        how = f"was killed by signal {-first.exitcode}" if first.exitcode < 0 else f"failed with code {first.exitcode}"
+        raise BertmaeError(
+            f"a worker (local rank {first.local_rank}) {how}; start the same command again to go on from the last "
+            "checkpoint"
+        )
+    return int(first.exitcode)

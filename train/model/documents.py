@@ -1,0 +1,55 @@
+"""The bounds of the documents in a padding-free sequence.
+
+Legend: T tokens, D documents, N chosen tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """D documents laid end to end in T tokens; nothing attends across their bounds.
+
+    Lengths are known on the host, so no shape ever has to be read back from the device.
+    """
+
+    lengths_D: np.ndarray  # int64, host
+    cu_seqlens_D1: torch.Tensor  # int32, device: document d is [cu[d], cu[d + 1])
+    index_T: torch.Tensor  # int64, device: the document of each token
+
+    @classmethod
+    def of(cls, lengths_D: np.ndarray, device: torch.device) -> Documents:
+        bounds_D1 = np.concatenate([[0], np.cumsum(lengths_D)])
+        index_T = np.repeat(np.arange(len(lengths_D)), lengths_D)
+        return cls(lengths_D, upload(bounds_D1.astype(np.int32), device), upload(index_T, device))
+
+    @property
+    def tokens(self) -> int:
+        return int(self.lengths_D.sum())
+
+    @property
+    def max_length(self) -> int:
+        return int(self.lengths_D.max())
+
+    @property
+    def starts_T(self) -> torch.Tensor:
+        """The first token of the document that each token belongs to."""
+        return self.cu_seqlens_D1.long()[self.index_T]
+
+    @property
+    def positions_T(self) -> torch.Tensor:
+        """Positions, which begin again at 0 in every document."""
+        return torch.arange(len(self.index_T), device=self.index_T.device) - self.starts_T
+
+
+def upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A host array on the device, without holding up the host on a GPU."""
+    tensor = torch.from_numpy(array)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,0 +1,1 @@
+"""What people see of a run: metrics.jsonl, TensorBoard, logs and the terminal."""

@@ -1,0 +1,70 @@
+"""RUN/metrics.jsonl: one JSON object a step, appended; a resumed run leaves no step twice."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from train.errors import UserError
+
+
+class MetricsFile:
+    """Appends records. Opening it for a run that goes on cuts off what lies beyond the step it goes on from."""
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        try:
+            if path.exists():
+                os.truncate(path, _end_of(path, resume_step))
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Everything written so far survives a power cut: before a checkpoint that counts on it."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def last_step(path: Path) -> int:
+    """The last step that a metrics file speaks of, 0 where there is none."""
+    steps = [record["step"] for record in read_metrics(path)]
+    return int(max(steps, default=0))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics file; a torn last line, as a killed run may leave it, is left out."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        parsed = [_parse(line) for line in file]
+    return [record for record in parsed if record is not None]
+
+
+def _end_of(path: Path, step: int) -> int:
+    """Bytes up to the first line that is torn or lies beyond `step`."""
+    end = 0
+    with path.open("rb") as file:
+        for line in file:
+            record = _parse(line)
+            if record is None or record["step"] > step:
+                break
+            end += len(line)
+    return end
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    whole = line.endswith(b"\n") and isinstance(record, dict) and isinstance(record.get("step"), int)
+    return record if whole else None

@@ -1,0 +1,144 @@
+"""From sums on the device to records: collected step by step, read back and written once per log interval.
+
+Legend: S steps since the last flush, H heads.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from train.distributed import Ranks
+from train.monitor.metrics import MetricsFile
+from train.monitor.progress import Progress
+from train.monitor.tensorboard import Curves
+
+Record = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class StepSums:
+    """One optimizer step of this rank: sums over its targets, and the global numbers of targets and tokens."""
+
+    step: int
+    losses_H: torch.Tensor
+    hits_H2: torch.Tensor
+    targets_H: tuple[int, ...]
+    tokens: int
+    data_wait_seconds: float
+    grad_norm: torch.Tensor | float | None
+    others: Mapping[str, float]  # already known on the host
+
+
+def head_metrics(heads: tuple[str, ...], sums_H3: list[list[float]], targets_H: tuple[int, ...]) -> Record:
+    """Mean loss and accuracy of each head, and the accuracy of always guessing the most frequent token."""
+    record: Record = {}
+    for head, (loss, hits, frequent), targets in zip(heads, sums_H3, targets_H, strict=True):
+        many = max(1, targets)
+        record |= {f"{head}_loss": loss / many, f"{head}_accuracy": hits / many}
+        record[f"{head}_most_frequent_accuracy"] = frequent / many
+    return record
+
+
+def total_loss(record: Mapping[str, float], heads: tuple[str, ...], weights: tuple[float, ...]) -> float:
+    """What is minimised: the weighted sum of the heads' mean losses."""
+    return sum(weight * record[f"{head}_loss"] for head, weight in zip(heads, weights, strict=True))
+
+
+def summed(sums: list[tuple[torch.Tensor, torch.Tensor]], ranks: Ranks) -> list[list[list[float]]]:
+    """[S][H][loss, hits, most frequent hits] over all ranks, in fp64 so that the order of ranks leaves no trace."""
+    rows = [torch.cat([losses_H[:, None].double(), hits_H2.double()], dim=1) for losses_H, hits_H2 in sums]
+    sums_SH3 = torch.stack(rows)
+    if ranks.world_size > 1:
+        dist.all_reduce(sums_SH3)
+    return sums_SH3.tolist()
+
+
+@dataclass(slots=True)
+class Writers:
+    """Rank 0's files and terminal."""
+
+    metrics: MetricsFile
+    curves: Curves
+    progress: Progress
+
+    @classmethod
+    def open(cls, run: Path, steps: int, resume_step: int) -> Writers:
+        return cls(
+            MetricsFile(run / "metrics.jsonl", resume_step),
+            Curves(run / "tensorboard", resume_step),
+            Progress(steps, resume_step, rank=0),
+        )
+
+    def write(self, records: list[Record]) -> None:
+        for record in records:
+            self.metrics.write(record)
+            self.curves.write(record)
+        self.progress.show(records[-1])
+
+    def sync(self) -> None:
+        self.metrics.sync()
+        self.curves.flush()
+
+    def close(self) -> None:
+        self.metrics.close()
+        self.curves.close()
+        self.progress.close()
+
+
+@dataclass(slots=True)
+class Recorder:
+    """Keeps steps on the device until `flush`, where all ranks meet; rank 0 writes."""
+
+    ranks: Ranks
+    heads: tuple[str, ...]
+    weights: tuple[float, ...]
+    writers: Writers | None
+    last: Record = field(default_factory=dict)
+    _pending: list[StepSums] = field(default_factory=list)
+    _since: float = field(default_factory=time.perf_counter)
+    _until: float | None = None
+
+    def add(self, sums: StepSums) -> None:
+        self._pending.append(sums)
+
+    def pause(self) -> None:
+        """What follows (a checkpoint, a validation) is not training time, until `go_on`."""
+        if self.ranks.device.type == "cuda":
+            torch.cuda.synchronize()
+        self._until = self._until or time.perf_counter()
+
+    def go_on(self) -> None:
+        self._since, self._until = time.perf_counter(), None
+
+    def flush(self, validation: Mapping[str, float] | None = None) -> None:
+        """Write the pending steps; `validation` belongs to the last of them."""
+        if not self._pending:
+            return
+        sums_SH3 = summed([(sums.losses_H, sums.hits_H2) for sums in self._pending], self.ranks)
+        now = self._until or time.perf_counter()
+        seconds = (now - self._since) / len(self._pending)
+        speed = sum(sums.tokens for sums in self._pending) / (now - self._since)
+        records = []
+        for sums, sums_H3 in zip(self._pending, sums_SH3, strict=True):
+            record = self._record(sums, sums_H3)
+            records.append(record | {"tokens_per_second": round(speed, 1), "step_seconds": round(seconds, 5)})
+        records[-1] |= validation or {}
+        if self.writers:
+            self.writers.write(records)
+        self.last = records[-1]
+        self._pending.clear()
+        self._since = now
+
+    def _record(self, sums: StepSums, sums_H3: list[list[float]]) -> Record:
+        heads = head_metrics(self.heads, sums_H3, sums.targets_H)
+        heads = {name: value for name, value in heads.items() if "most_frequent" not in name}
+        record: Record = {"step": sums.step, "loss": total_loss(heads, self.heads, self.weights), **heads}
+        if sums.grad_norm is not None:
+            record["grad_norm"] = float(sums.grad_norm)
+        return {**record, **sums.others, "data_wait_seconds": round(sums.data_wait_seconds, 6)}

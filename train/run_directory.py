@@ -1,0 +1,70 @@
+"""The run folder: who may write in it, and whether a configuration belongs to it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import IO, Any
+
+from data_pipeline.durable import write_whole
+from train.config import Config, differences, dump_config, load_config
+from train.errors import UserError
+
+# What a run is; everything else (steps, rates, intervals, batch shape, engine) may change when it goes on.
+_FIXED = ("run.seed", "data.sequence_length", "model.encoder", "model.decoder", "objective")
+
+
+def lock(run: Path) -> IO[str]:
+    """Create the folder and hold it for this process; the lock is gone with the process, however it ends.
+
+    Raises UserError when the folder cannot be written or another process trains in it.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        file = (run / ".lock").open("w")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(
+            f"{run}: another process is training in this folder; wait, or give another run.directory"
+        ) from (error)
+    except OSError as error:
+        raise UserError(f"run.directory {run}: cannot be written ({error.strerror}); give another one") from error
+    return file
+
+
+def settle(run: Path, config: Config, ds_config: dict[str, Any], tokenizer_folder: Path) -> list[str]:
+    """Write config.yaml, ds_config.json and the tokenizer; the sentences tell what changed since the last start.
+
+    Raises UserError where the folder holds a run of another model, objective, seed or sequence length.
+    """
+    path = run / "config.yaml"
+    changes = []
+    if path.exists():
+        before = load_config(path, [])
+        for key, old, new in differences(before, config, _FIXED):
+            raise UserError(
+                f"{run} holds a run with {key} = {old}, the configuration says {new}: "
+                "give another run.directory or the old value"
+            )
+        changed = differences(before, config, tuple(Config.model_fields))
+        changes = [f"{key} was {old} at the last start and is {new} now." for key, old, new in changed]
+    write_whole(path, dump_config(config).encode())
+    write_whole(run / "ds_config.json", (json.dumps(ds_config, indent=2) + "\n").encode())
+    _copy_tokenizer(tokenizer_folder, run / "tokenizer")
+    return changes
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    """The export needs the tokenizer even where the shards are gone."""
+    if target.exists():
+        return
+    partial = target.with_name(f"tokenizer.{os.getpid()}.partial")
+    try:
+        shutil.copytree(source, partial)
+        partial.rename(target)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"{target}: cannot copy the tokenizer ({error.strerror or error})") from error

@@ -1,0 +1,24 @@
+"""Requests to stop: a signal only sets a flag; the ranks agree on the step at which all of them stop."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Set by TERM, INT or USR1; a second INT ends the process at once."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+
+    def install(self) -> None:
+        for number in _STOP:
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.reason = signal.Signals(number).name
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
