@@ -65,6 +65,8 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     temporary = partial_name(path)
     with writing(path):
         try:
+            if temporary.exists():  # of a process that was killed
+                shutil.rmtree(temporary)
             temporary.mkdir(parents=True)
             for name, content in files.items():
                 write_file(temporary / name, content)

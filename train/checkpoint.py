@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from train.errors import CheckpointError, UserError
 
 _MANIFEST = "manifest.json"
 _STATE = "state.json"
+_FORMAT, _VERSION = "bertmae-checkpoint", 1
+_NAME = re.compile(r"step-\d{8,}")
 _READ_BYTES = 1 << 24
 
 
@@ -54,12 +57,12 @@ def save_checkpoint(
     partial = folder / f".{final.name}.partial"
     try:
         folder.mkdir(exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
+        _sweep(folder)
         partial.mkdir()
         _write_files(partial, tables, {"step": step, **state})
         _replace(partial, final)
         write_whole(folder / "latest", f"{final.name}\n".encode())
-        _prune(folder, keep_last)
+        _prune(folder, final, keep_last)
     except (OSError, SafetensorError, UserError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         reason = getattr(error, "strerror", None) or str(error)
@@ -100,6 +103,8 @@ def verify(path: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None: every file is there with its size and checksum."""
     try:
         manifest = _read_json(path / _MANIFEST)
+        if (manifest["format"], manifest["version"]) != (_FORMAT, _VERSION):
+            return f"{_MANIFEST} says {manifest['format']} version {manifest['version']}, not {_FORMAT} {_VERSION}"
         for name, expected in manifest["files"].items():
             size = (path / name).stat().st_size
             if size != expected["bytes"]:
@@ -145,7 +150,7 @@ def _write_files(folder: Path, tables: Mapping[str, Mapping[str, torch.Tensor]],
     for path in sorted(folder.iterdir()):
         _fsync(path)
         files[path.name] = {"bytes": path.stat().st_size, "checksum": _checksum(path)}
-    manifest = {"format": "bertmae-checkpoint", "version": 1, "files": files}
+    manifest = {"format": _FORMAT, "version": _VERSION, "files": files}
     write_whole(folder / _MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
@@ -160,15 +165,24 @@ def _replace(partial: Path, final: Path) -> None:
     fsync_folder(final.parent)
 
 
-def _prune(folder: Path, keep_last: int) -> None:
-    for path in sorted(_committed(folder))[:-keep_last]:
+def _sweep(folder: Path) -> None:
+    """Remove what a killed process left half-written or half-removed: of another step, nothing else would."""
+    for path in [*folder.glob(".step-*.partial"), *folder.glob(".step-*.damaged")]:
+        shutil.rmtree(path)
+
+
+def _prune(folder: Path, written: Path, keep_last: int) -> None:
+    # Folders of later steps are damaged, or the run would have gone on from there: they count for nothing.
+    candidates = sorted(path for path in _committed(folder) if path.name <= written.name)
+    for path in candidates[:-keep_last]:
         # The manifest goes first: a folder that is half deleted is never taken for a checkpoint.
         (path / _MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(path)
 
 
 def _committed(folder: Path) -> Iterator[Path]:
-    return folder.glob("step-*") if folder.is_dir() else iter(())
+    """Folders with a checkpoint's name; copies that people made under other names are theirs."""
+    return (path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
 
 
 def _missing_latest(folder: Path, chosen: Path) -> list[str]:

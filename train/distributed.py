@@ -63,11 +63,17 @@ def environment() -> tuple[int, int, int]:
 
 
 def start() -> Ranks:
-    """Join the process group: NCCL between GPUs, gloo between CPU processes."""
+    """Join the process group: NCCL between GPUs, gloo between CPU processes.
+
+    Raises UserError when torchrun's variables are there in part, or this node has fewer GPUs than ranks.
+    """
     rank, world_size, local_rank = environment()
-    if "MASTER_ADDR" not in os.environ:
+    if world_size == 1 and not {"RANK", "MASTER_ADDR"} <= os.environ.keys():
+        # Alone, whatever MASTER_ADDR a login shell may hold.
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(local_rank)}
+    if "MASTER_ADDR" not in os.environ:
+        raise UserError("MASTER_ADDR not set beside the other torchrun variables: start with torchrun")
     device = _device(local_rank)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=_TIMEOUT, device_id=device if device.type == "cuda" else None)

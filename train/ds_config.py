@@ -33,8 +33,8 @@ _ROOT = Path(__file__).parents[1]
 def load_ds_config(config: Config, world_size: int) -> dict[str, Any]:
     """The whole DeepSpeed configuration, every "auto" replaced by the run's value.
 
-    Raises UserError for a missing file, an unknown top-level key, a value that contradicts the run's configuration
-    and a precision that the ZeRO stage does not train rightly.
+    Raises UserError for a missing file, an unknown top-level key, a value that contradicts the run's configuration,
+    an "auto" that the run's configuration cannot fill and a precision that the ZeRO stage does not train rightly.
     """
     path = _find(config.engine.ds_config)
     ds_config = _read(path)
@@ -42,9 +42,15 @@ def load_ds_config(config: Config, world_size: int) -> dict[str, Any]:
         near = difflib.get_close_matches(key, TOP_LEVEL, n=1)
         hint = f" (did you mean {near[0]}?)" if near else f" (known: {', '.join(sorted(TOP_LEVEL))})"
         raise UserError(f"{path}: unknown key {key}{hint}")
-    for dotted, value in _owned(config, world_size).items():
+    stage = _stage(ds_config, path)
+    for dotted, value in _owned(config, world_size, stage).items():
         _fill(ds_config, dotted, value, path)
-    _refuse_biased_bf16(ds_config, path)
+    _refuse_open_auto(ds_config, path)
+    if stage == 0 and ds_config["bf16"]["enabled"]:
+        # DeepSpeed takes a hidden optimizer step at start there: a wrong first update and one decay too many.
+        raise UserError(
+            f"{path}: ZeRO stage 0 does not train bf16 rightly: use ds_configs/zero1.json or engine.precision=fp32"
+        )
     return ds_config
 
 
@@ -53,12 +59,13 @@ def zero_stage(ds_config: dict[str, Any]) -> int:
     return int(ds_config["zero_optimization"]["stage"])
 
 
-def _owned(config: Config, world_size: int) -> dict[str, Any]:
+def _owned(config: Config, world_size: int, stage: int) -> dict[str, Any]:
     """What the run's configuration decides: a file may only say "auto" or the same."""
     return {
         "train_micro_batch_size_per_gpu": config.batch.micro_batch_size,
         "gradient_accumulation_steps": gradient_accumulation_steps(config, world_size),
-        "gradient_clipping": config.optimizer.gradient_clipping,
+        # At stage 0 the engine clips itself, beside the guard against NaN that DeepSpeed lacks there.
+        "gradient_clipping": config.optimizer.gradient_clipping if stage else 0.0,
         "bf16.enabled": config.engine.precision == "bf16",
         "data_types.grad_accum_dtype": "fp32",
     }
@@ -77,15 +84,20 @@ def _fill(ds_config: dict[str, Any], dotted: str, value: Any, path: Path) -> Non
     section[name] = value
 
 
-def _refuse_biased_bf16(ds_config: dict[str, Any], path: Path) -> None:
+def _refuse_open_auto(section: dict[str, Any], path: Path, prefix: str = "") -> None:
+    """DeepSpeed drops a nested "auto", and takes one at the top level for a text that is true."""
+    for key, value in section.items():
+        if isinstance(value, dict):
+            _refuse_open_auto(value, path, f"{prefix}{key}.")
+        elif value == "auto":
+            raise UserError(f'{path}: {prefix}{key} is "auto", but no field of the run decides it: write a value')
+
+
+def _stage(ds_config: dict[str, Any], path: Path) -> int:
     zero = ds_config.get("zero_optimization")
     if not isinstance(zero, dict) or zero.get("stage") not in (0, 1, 2, 3):
         raise UserError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3")
-    if zero["stage"] == 0 and ds_config["bf16"]["enabled"]:
-        # DeepSpeed takes a hidden optimizer step at start there: a wrong first update and one decay too many.
-        raise UserError(
-            f"{path}: ZeRO stage 0 does not train bf16 rightly: use ds_configs/zero1.json or engine.precision=fp32"
-        )
+    return zero_stage(ds_config)
 
 
 def _find(name: str) -> Path:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or it looks for accelerators and warns
@@ -22,6 +23,8 @@ from deepspeed.utils import (
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
 )
 
 from train.config import Config
@@ -49,6 +52,7 @@ class Engine:
                 speed_up_bf16_products()
         self.ranks = ranks
         self.stage = zero_stage(ds_config)
+        self._clipping = config.optimizer.gradient_clipping
         self.gradient_norm: torch.Tensor | float | None = None
         self.applied = True
         # DeepSpeed puts its own wrappers around the optimizer and reads the configuration destructively.
@@ -142,9 +146,21 @@ class Engine:
             for moment in MOMENTS:
                 self._engine.optimizer.state[parameter][moment].copy_(tensors[moment])
             return
+        if self.stage == 3:
+            shares = {table: self._share(parameter, tensor) for table, tensor in tensors.items()}
+            safe_set_local_fp32_param(parameter, shares["model"])
+            for moment in MOMENTS:
+                safe_set_local_optimizer_state(parameter, shares[moment], moment)
+            return
         safe_set_full_fp32_param(parameter, tensors["model"])
         for moment in MOMENTS:
             safe_set_full_optimizer_state(parameter, tensors[moment], moment)
+
+    def _share(self, parameter: torch.nn.Parameter, tensor: torch.Tensor) -> torch.Tensor:
+        """This rank's part at stage 3; DeepSpeed's own setter fails where the size is no multiple of the ranks."""
+        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        padding = size * self.ranks.world_size - tensor.numel()
+        return F.pad(tensor.flatten(), (0, padding)).narrow(0, size * self.ranks.rank, size)
 
     def _masters(self) -> Iterator[torch.Tensor]:
         """The fp32 tensors that the optimizer updates: parameters at stage 0, this rank's flat shares above."""
@@ -169,14 +185,16 @@ class Engine:
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _guard_stage_0(self) -> None:
-        """At stage 0 DeepSpeed reports no gradient norm and applies NaN: without gradients AdamW changes nothing."""
+        """Norm, clipping and what is not finite: at stage 0 DeepSpeed reports no norm and applies NaN."""
         parameters = [p for p in self.module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         self.gradient_norm = norm
         self.applied = bool(norm.isfinite())
         if not self.applied:
             for parameter in parameters:
-                parameter.grad = None
+                parameter.grad = None  # and AdamW changes nothing
+        elif self._clipping:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self._clipping, norm)
 
     def _check_settings(self, wanted: dict[str, Any]) -> None:
         """What the engine really uses, against what it was given: its defaults have moved between versions."""

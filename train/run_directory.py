@@ -25,13 +25,18 @@ def lock(run: Path) -> IO[str]:
     try:
         run.mkdir(parents=True, exist_ok=True)
         file = (run / ".lock").open("w")
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(
-            f"{run}: another process is training in this folder; wait, or give another run.directory"
-        ) from (error)
     except OSError as error:
         raise UserError(f"run.directory {run}: cannot be written ({error.strerror}); give another one") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise UserError(
+            f"{run}: another process is training in this folder; wait, or give another run.directory"
+        ) from error
+    except OSError as error:
+        file.close()
+        raise UserError(f"run.directory {run}: cannot be locked ({error.strerror}); give another one") from error
     return file
 
 

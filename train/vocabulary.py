@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
+import xxhash
 
 from data_pipeline.manifest import Manifest, load_token_counts
 from train.errors import DataError
@@ -28,17 +29,20 @@ class Vocabulary:
 def load_vocabulary(manifest: Manifest) -> Vocabulary:
     """The vocabulary of a data set, from the tokenizer stored beside its shards.
 
-    Raises DataError when the tokenizer's file is missing or holds no vocabulary.
+    Raises DataError when the tokenizer's file is missing, not the one of the shards, or without a vocabulary.
     """
     path = manifest.tokenizer_folder / "tokenizer.json"
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-        tokens = description["model"]["vocab"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        content = path.read_bytes()
+        description = json.loads(content)
+        tokens = description["model"]["vocab"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not a readable tokenizer.json with a vocabulary ({error}); build again") from error
+    if xxhash.xxh3_128_hexdigest(content) != manifest.tokenizer_checksum:
+        raise DataError(f"{path}: damaged, or not the tokenizer of these shards; copy it again or build again")
     special = {entry["id"] for entry in description.get("added_tokens", []) if entry.get("special")}
     special |= set(manifest.special_ids.values())
-    ordinary = [i for token, i in tokens.items() if i not in special and not _UNUSED.fullmatch(token)]
+    ordinary = [i for token, i in tokens if i not in special and not _UNUSED.fullmatch(token)]
     counts = load_token_counts(manifest)
     shares = counts[counts > 0] / max(1, counts.sum())
     return Vocabulary(

@@ -26,19 +26,23 @@ def speed_up_bf16_products() -> torch.library.Library | None:
 
 
 def _mm(a_MK: torch.Tensor, b_KN: torch.Tensor) -> torch.Tensor:
-    out_MN = torch.empty(a_MK.shape[0], b_KN.shape[1], dtype=_wide(a_MK), device=a_MK.device)
-    torch.ops.aten.mm.out(a_MK.to(out_MN.dtype), b_KN.to(out_MN.dtype), out=out_MN)
+    a, b = _widened(a_MK, b_KN)
+    out_MN = torch.empty(a.shape[0], b.shape[1], dtype=a.dtype, device=a.device)
+    torch.ops.aten.mm.out(a, b, out=out_MN)
     return out_MN.to(a_MK.dtype)
 
 
 def _addmm(
     bias: torch.Tensor, a_MK: torch.Tensor, b_KN: torch.Tensor, *, beta: float = 1, alpha: float = 1
 ) -> torch.Tensor:
-    out_MN = torch.empty(a_MK.shape[0], b_KN.shape[1], dtype=_wide(a_MK), device=a_MK.device)
-    wide = (tensor.to(out_MN.dtype) for tensor in (bias, a_MK, b_KN))
-    torch.ops.aten.addmm.out(*wide, beta=beta, alpha=alpha, out=out_MN)
+    wide_bias, a, b = _widened(bias, a_MK, b_KN)
+    out_MN = torch.empty(a.shape[0], b.shape[1], dtype=a.dtype, device=a.device)
+    torch.ops.aten.addmm.out(wide_bias, a, b, beta=beta, alpha=alpha, out=out_MN)
     return out_MN.to(a_MK.dtype)
 
 
-def _wide(tensor: torch.Tensor) -> torch.dtype:
-    return torch.float32 if tensor.dtype == torch.bfloat16 else tensor.dtype
+def _widened(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """fp32 copies where all are bf16; a mixture is left to torch, which refuses it as a GPU would."""
+    if all(tensor.dtype == torch.bfloat16 for tensor in tensors):
+        return tuple(tensor.float() for tensor in tensors)
+    return tensors

@@ -57,6 +57,7 @@ class Decoder(nn.Module):
         )
         self.norm = nn.LayerNorm(width, eps=epsilon)
         self.to_embedding = nn.Linear(width, encoder.hidden_size)
+        self.embedding_norm = nn.LayerNorm(encoder.hidden_size, eps=epsilon)
         self.bias = nn.Parameter(torch.zeros(vocabulary_size))
         self._initialise(encoder.initializer_range)
 
@@ -79,8 +80,9 @@ class Decoder(nn.Module):
         return self.norm(hidden_TD)  # type: ignore[no-any-return]
 
     def logits(self, hidden_ND: torch.Tensor, embedding_VE: torch.Tensor) -> torch.Tensor:
-        """Vocabulary logits [N, V] at the targets."""
-        return F.linear(self.to_embedding(hidden_ND), embedding_VE, self.bias)
+        """Vocabulary logits [N, V] at the targets: a head like BERT's, then the tied embedding."""
+        projected_NE = self.embedding_norm(F.gelu(self.to_embedding(hidden_ND)))
+        return F.linear(projected_NE, embedding_VE, self.bias)
 
     def _run(self, layer: nn.Module, hidden_TD: torch.Tensor, documents: Documents) -> torch.Tensor:
         if self.gradient_checkpointing and self.training:

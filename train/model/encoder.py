@@ -5,6 +5,8 @@ Legend: T tokens, N targets, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
@@ -45,15 +47,21 @@ class Encoder(nn.Module):
 
 def build_encoder(model: ModelConfig, vocabulary: Vocabulary) -> Encoder:
     """A freshly initialised encoder; the caller seeds torch's generator."""
-    masked_lm = AutoModelForMaskedLM.from_config(
-        encoder_config(model, vocabulary.size, vocabulary.special_ids["pad"]),
-        attn_implementation=NAME,
-        dtype=torch.float32,
-    )
+    config = encoder_config(model, vocabulary.size, vocabulary.special_ids["pad"])
+    config.use_cache = False  # of a decoder's past keys; transformers warns of it beside checkpointing
+    masked_lm = AutoModelForMaskedLM.from_config(config, attn_implementation=NAME, dtype=torch.float32)
     if model.gradient_checkpointing:
         # The reentrant kind fails under ZeRO where one embedding serves two losses.
-        masked_lm.gradient_checkpointing_enable({"use_reentrant": False})
+        _enable_checkpointing(masked_lm)({"use_reentrant": False})
     return Encoder(masked_lm)
+
+
+def _enable_checkpointing(masked_lm: PreTrainedModel) -> Callable[[dict[str, bool]], None]:
+    """Newer transformers have another name for it, and the old one warns there."""
+    method: Callable[[dict[str, bool]], None] = getattr(
+        masked_lm, "activation_checkpointing_enable", masked_lm.gradient_checkpointing_enable
+    )
+    return method
 
 
 def encoder_config(model: ModelConfig, vocabulary_size: int, pad_id: int) -> PretrainedConfig:

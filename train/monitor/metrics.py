@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +24,9 @@ class MetricsFile:
             raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
     def write(self, record: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
+        """Append one line. JSON knows no NaN and no infinity, and strict readers refuse them: they become null."""
+        finite = {name: value if _finite(value) else None for name, value in record.items()}
+        self._file.write(json.dumps(finite, allow_nan=False) + "\n")
         self._file.flush()
 
     def sync(self) -> None:
@@ -47,6 +50,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     with path.open("rb") as file:
         parsed = [_parse(line) for line in file]
     return [record for record in parsed if record is not None]
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _end_of(path: Path, step: int) -> int:

@@ -1,0 +1,297 @@
+"""What people see of a run: metrics.jsonl, curves, records and logs, over restarts."""
+
+import json
+import logging
+import math
+
+import pytest
+import torch
+
+from train.distributed import Ranks
+from train.errors import UserError
+from train.monitor.logs import add_rank_file, log, start_logging
+from train.monitor.metrics import MetricsFile, last_step, read_metrics
+from train.monitor.progress import duration
+from train.monitor.recorder import Recorder, StepSums, Writers, head_metrics, total_loss
+
+ALONE = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), host_group=None)
+
+
+def write(path, resume_step, steps):
+    metrics = MetricsFile(path, resume_step)
+    for step in steps:
+        metrics.write({"step": step, "loss": step / 8})
+    metrics.close()
+
+
+def strict(line):
+    """A reader that refuses what JSON does not have; Python's own takes NaN and Infinity."""
+
+    def refuse(word):
+        raise ValueError(word)
+
+    return json.loads(line, parse_constant=refuse)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# metrics.jsonl
+
+
+@pytest.mark.parametrize("resume_step", [0, 1, 4, 9, 10, 11])
+def test_a_resumed_run_cuts_exactly_the_lines_beyond_its_step(tmp_path, resume_step):
+    """Reference: the bytes of the lines up to the step."""
+    path = tmp_path / "metrics.jsonl"
+    write(path, 0, range(1, 11))
+    lines = path.read_bytes().splitlines(keepends=True)
+    write(path, resume_step, [])
+    assert path.read_bytes() == b"".join(lines[:resume_step])
+    write(path, resume_step, range(resume_step + 1, 14))
+    assert [record["step"] for record in read_metrics(path)] == [*range(1, min(resume_step, 10) + 1)] + [
+        *range(resume_step + 1, 14)
+    ]
+
+
+def test_a_torn_last_line_is_cut_wherever_it_is_torn(tmp_path):
+    """Reference: the whole lines before it. A killed process may leave any part of its last line."""
+    path = tmp_path / "metrics.jsonl"
+    write(path, 0, range(1, 4))
+    whole = path.read_bytes()
+    torn = json.dumps({"step": 4, "loss": 0.5}).encode()
+    for length in range(1, len(torn) + 1):
+        path.write_bytes(whole + torn[:length])
+        assert last_step(path) == 3
+        write(path, 100, [])
+        assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\0" * 100, b"\xff\xfe\n", b"[1]\n", b"7\n", b'{"loss": 1}\n', b'{"step": "x"}\n']
+)
+def test_a_line_that_is_no_record_ends_the_file(tmp_path, garbage):
+    """Reference: the lines before it. A power cut may leave zeros."""
+    path = tmp_path / "metrics.jsonl"
+    write(path, 0, range(1, 4))
+    whole = path.read_bytes()
+    path.write_bytes(whole + garbage)
+    assert last_step(path) == 3
+    write(path, 100, [4])
+    assert [record["step"] for record in read_metrics(path)] == [1, 2, 3, 4]
+
+
+def test_no_step_stands_twice_after_many_kills(tmp_path):
+    """Reference: the counting numbers; every life goes on from a step at or before the last one written."""
+    path = tmp_path / "metrics.jsonl"
+    for resume_step, end in ((0, 7), (5, 12), (10, 11), (0, 3), (3, 20)):
+        write(path, resume_step, range(resume_step + 1, end + 1))
+        with path.open("ab") as file:
+            file.write(b'{"step": ')
+    assert [record["step"] for record in read_metrics(path)] == list(range(1, 21))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_null_for_strict_readers(tmp_path, value):
+    """Reference: a JSON reader without Python's extensions."""
+    path = tmp_path / "metrics.jsonl"
+    metrics = MetricsFile(path, 0)
+    metrics.write({"step": 1, "loss": value, "grad_norm": 1.5, "updates": 3})
+    metrics.close()
+    (line,) = path.read_text().splitlines()
+    assert strict(line) == {"step": 1, "loss": None, "grad_norm": 1.5, "updates": 3}
+    assert last_step(path) == 1
+
+
+def test_a_written_line_is_there_at_once(tmp_path):
+    """Reference: another reader of the file, while it is still open."""
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    metrics.write({"step": 1})
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1}]
+    metrics.sync()
+    metrics.close()
+
+
+def test_a_run_without_metrics_is_at_step_0(tmp_path):
+    """Reference: no file, and an empty one."""
+    assert last_step(tmp_path / "metrics.jsonl") == 0
+    (tmp_path / "metrics.jsonl").touch()
+    assert last_step(tmp_path / "metrics.jsonl") == 0
+
+
+def test_a_file_that_cannot_be_written_is_one_clear_line(tmp_path):
+    """Reference: the file system."""
+    with pytest.raises(UserError, match=r"metrics.jsonl: cannot be written \(No such file"):
+        MetricsFile(tmp_path / "nowhere" / "metrics.jsonl", 0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Records and curves
+
+
+def step_sums(step, loss, hits, targets, tokens=100, norm=0.5):
+    return StepSums(
+        step,
+        torch.tensor(loss, dtype=torch.float64),
+        torch.tensor(hits),
+        targets,
+        tokens,
+        data_wait_seconds=0.25,
+        grad_norm=torch.tensor(norm),
+        others={"learning_rate": step / 16, "tokens_seen": 100 * step},
+    )
+
+
+@pytest.fixture
+def lives(tmp_path):
+    """A function that plays one life of a run: from a step, through steps, with the loss that belongs to the step."""
+
+    def live(resume_step, steps, per_flush=3):
+        writers = Writers.open(tmp_path, steps=100, resume_step=resume_step)
+        recorder = Recorder(ALONE, ("mlm",), (1.0,), writers)
+        for step in range(resume_step + 1, steps + 1):
+            recorder.add(step_sums(step, [step * 4.0], [[1, 2]], (4,)))
+            if step % per_flush == 0:
+                recorder.flush({"validation_mlm_loss": step * 10.0} if step % 2 == 0 else None)
+        writers.close()
+        return recorder
+
+    return live
+
+
+def test_a_record_holds_means_over_the_targets_and_the_weighted_sum_of_the_heads(tmp_path):
+    """Reference: the sums divided by hand; a head without targets counts 0."""
+    writers = Writers.open(tmp_path, steps=10, resume_step=0)
+    recorder = Recorder(ALONE, ("mlm", "reconstruction"), (0.5, 2.0), writers)
+    recorder.add(step_sums(1, [12.0, 30.0], [[1, 3], [5, 6]], (4, 20)))
+    recorder.add(step_sums(2, [12.0, 0.0], [[2, 3], [0, 0]], (8, 0)))
+    recorder.flush({"validation_mlm_loss": 9.0})
+    recorder.flush()
+    writers.close()
+    first, second = read_metrics(tmp_path / "metrics.jsonl")
+    known = {
+        "step": 1,
+        "loss": 0.5 * 3 + 2.0 * 1.5,
+        "mlm_loss": 3.0,
+        "mlm_accuracy": 0.25,
+        "reconstruction_loss": 1.5,
+        "reconstruction_accuracy": 0.25,
+        "grad_norm": 0.5,
+        "learning_rate": 1 / 16,
+        "tokens_seen": 100,
+        "data_wait_seconds": 0.25,
+    }
+    assert {name: first[name] for name in known} == known
+    assert first.keys() - known.keys() == {"tokens_per_second", "step_seconds"}
+    assert second["loss"] == 0.5 * 1.5
+    assert second["reconstruction_accuracy"] == 0.0
+    assert second["validation_mlm_loss"] == 9.0
+    assert "validation_mlm_loss" not in first
+    assert recorder.last == second
+
+
+def test_the_speed_is_that_of_the_time_spent_training(tmp_path):
+    """Reference: the tokens of the steps and the clock; a pause of 0.2 s does not count."""
+    import time
+
+    recorder = Recorder(ALONE, ("mlm",), (1.0,), None)
+    recorder.go_on()
+    began = time.perf_counter()
+    for step in (1, 2):
+        recorder.add(step_sums(step, [1.0], [[0, 0]], (1,), tokens=1000))
+    time.sleep(0.05)
+    trained = time.perf_counter() - began
+    recorder.pause()
+    time.sleep(0.2)
+    recorder.pause()
+    recorder.flush()
+    assert trained / 2 <= recorder.last["step_seconds"] + 1e-4 < (trained + 0.15) / 2
+    assert recorder.last["tokens_per_second"] * recorder.last["step_seconds"] == pytest.approx(1000, rel=0.01)
+
+
+def test_most_frequent_accuracy_is_that_of_one_constant_guess():
+    """Reference: hits over targets by hand."""
+    record = head_metrics(("mlm", "other"), [[8.0, 1, 3], [0.0, 0, 0]], (4, 0))
+    assert record["mlm_most_frequent_accuracy"] == 0.75
+    assert record["other_loss"] == record["other_most_frequent_accuracy"] == 0.0
+    assert total_loss(record, ("mlm", "other"), (3.0, 1.0)) == 6.0
+
+
+def test_curves_show_each_step_once_and_in_order_after_restarts(tmp_path, lives):
+    """Reference: the counting numbers, as TensorBoard's own reader finds them; and the records of metrics.jsonl."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    lives(0, 9)
+    lives(6, 12)  # killed at 9 or later, gone on from the checkpoint of step 6
+    lives(3, 15)  # that one and the next were damaged
+    lives(15, 18)
+    curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    expected = list(range(1, 19))
+    records = {record["step"]: record for record in read_metrics(tmp_path / "metrics.jsonl")}
+    assert list(records) == expected
+    for tag, name in (("train/loss", "loss"), ("optimizer/learning_rate", "learning_rate")):
+        events = curves.Scalars(tag)
+        assert [event.step for event in events] == expected
+        assert [event.value for event in events] == [records[step][name] for step in expected]
+    assert [event.step for event in curves.Scalars("validation/mlm_loss")] == [6, 12, 18]
+
+
+def test_a_resume_from_step_0_leaves_no_old_curve(tmp_path, lives):
+    """Reference: the steps of the second life alone."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    lives(0, 9)
+    lives(0, 3)
+    curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in curves.Scalars("train/loss")] == [1, 2, 3]
+    assert last_step(tmp_path / "metrics.jsonl") == 3
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0 s"),
+        (41.6, "42 s"),
+        (59.6, "1 min 0 s"),
+        (185, "3 min 5 s"),
+        (3599.7, "1 h 0 min"),
+        (7800, "2 h 10 min"),
+        (86399.9, "1 d 0 h"),
+        (356400, "4 d 3 h"),
+    ],
+)
+def test_a_duration_is_said_in_its_two_largest_units(seconds, words):
+    """Reference: arithmetic by hand."""
+    assert duration(seconds) == words
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Logs
+
+
+@pytest.fixture
+def logs():
+    """The project's logger, put back as it was."""
+    before = list(log.handlers), log.level, log.propagate
+    yield log
+    for handler in set(log.handlers) - set(before[0]):
+        handler.close()
+    log.handlers, log.level, log.propagate = before
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_rank_has_its_file_and_the_terminal_shows_rank_0(tmp_path, capsys, logs, rank):
+    """Reference: the layout of a run folder; two starts of one run stand in the same file."""
+    for start in (1, 2):
+        start_logging(rank)
+        add_rank_file(tmp_path, rank)
+        logs.info("start %d", start)
+        logs.handlers[-1].close()
+    assert capsys.readouterr().out == ("start 1\nstart 2\n" if rank == 0 else "")
+    lines = (tmp_path / f"log-rank{rank}.txt").read_text().splitlines()
+    assert [line.split(" ", 2)[2] for line in lines] == ["INFO start 1", "INFO start 2"]
+    assert [path.name for path in tmp_path.iterdir()] == [f"log-rank{rank}.txt"]
+
+
+def test_libraries_are_quiet_unless_something_is_wrong(logs):
+    """Reference: the level of each logger."""
+    start_logging(0)
+    for library in ("transformers", "torch.distributed", "DeepSpeed", "tensorboard"):
+        assert logging.getLogger(library).getEffectiveLevel() == logging.ERROR
