@@ -102,9 +102,7 @@ def together(ranks: Ranks, action: Callable[[], _Result]) -> _Result:
         first = failed.index(1)
         words = [failure.exit_code, str(failure)] if failure else None
         code, text = _broadcast(ranks, words, first)
-        agreed = _ERRORS.get(code, BertmaeError)(text)
-        agreed.everywhere = True
-        raise agreed from failure
+        raise _ERRORS.get(code, BertmaeError).agreed(text) from failure
     return result  # type: ignore[return-value]
 
 

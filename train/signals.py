@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
+import sys
 from types import FrameType
 
 _STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
 class StopRequest:
@@ -17,6 +20,9 @@ class StopRequest:
     def install(self) -> None:
         for number in _STOP:
             signal.signal(number, self._ask)
+        if sys.platform == "linux":
+            # Where torchrun is killed its workers would train on alone, and hold the run folder against a new start.
+            ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.reason = signal.Signals(number).name

@@ -35,7 +35,7 @@ def exported(run) -> Path:
 
 
 def test_logits_of_the_export_equal_those_of_the_trained_model(run, exported, shards):
-    """Reference: our padding-free model with the checkpoint's weights; transformers' own attention on the other side."""
+    """Reference: our padding-free model with the checkpoint's weights; the export runs transformers' own attention."""
     objective = build_objective(load_config(run / "config.yaml", []), load_vocabulary(load_manifest(shards))).eval()
     checkpoint.load_weights(objective, checkpoint.newest_whole(run / "checkpoints")[0].path)
     inputs = AutoTokenizer.from_pretrained(exported)("The [MASK] statement returns a value.", return_tensors="pt")

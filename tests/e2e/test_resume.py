@@ -14,7 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 STEPS = 120
 LAUNCH = ["train", "launch", "--nproc-per-node", 2, "pretrain"]
-SETTINGS = [f"run.steps={STEPS}", "checkpoint.interval_steps=20", "validation.interval_steps=50", "validation.max_rows=16"]
+SETTINGS = [f"run.steps={STEPS}", "checkpoint.interval_steps=20"]
+SETTINGS += ["validation.interval_steps=50", "validation.max_rows=16"]
 
 
 def weights(run: Path, step: int = STEPS) -> bytes:

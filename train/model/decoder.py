@@ -40,6 +40,15 @@ class DecoderLayer(nn.Module):
         return hidden_TD + self.down(F.gelu(self.up(self.feed_forward_norm(hidden_TD))))  # type: ignore[no-any-return]
 
 
+def sinusoids(positions: int, width: int) -> torch.Tensor:
+    """Sines and cosines [positions, width] of geometrically spaced wavelengths (Vaswani et al. 2017, section 3.5).
+
+    He et al. fix them; here they are the start of learned positions, from which neighbours can be told apart at once.
+    """
+    angles = torch.outer(torch.arange(positions), 10000 ** (-torch.arange(0, width, 2) / width))
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
+
+
 class Decoder(nn.Module):
     """Self-attention over kept states and mask vectors of the same document; logits tied to the encoder's embedding."""
 
@@ -68,6 +77,8 @@ class Decoder(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.mask_vector, std=deviation)
+        with torch.no_grad():
+            self.positions.weight.copy_(sinusoids(*self.positions.weight.shape))
 
     def forward(
         self, kept_KE: torch.Tensor, kept_K: torch.Tensor, positions_T: torch.Tensor, documents: Documents

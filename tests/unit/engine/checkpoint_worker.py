@@ -120,7 +120,7 @@ def killed_everywhere(folder):
         for operation in count():
             shutil.copytree(before, run)
 
-            def child(operation=operation, step=2 if damaged else 3, keep_last=keep_last):
+            def child(run=run, operation=operation, step=2 if damaged else 3, keep_last=keep_last):
                 die_at(operation, run)
                 save(run, step, keep_last)
                 os._exit(0)

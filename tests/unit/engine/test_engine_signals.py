@@ -11,9 +11,7 @@ def process(start_script):
     """A process with the stop request installed, ready for signals."""
     process = start_script("signal_worker", stdin=subprocess.PIPE)
     assert process.stdout.readline() == "ready\n"
-    yield process
-    process.kill()
-    process.communicate()
+    return process
 
 
 def reason(process):

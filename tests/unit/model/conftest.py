@@ -23,6 +23,7 @@ def model() -> Model:
     """Encoder and decoder differ in every size; weights large enough for attention to matter."""
     encoder = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
     encoder |= {"max_position_embeddings": 32, "hidden_dropout_prob": 0.0, "initializer_range": 0.3}
+    encoder |= {"hidden_act": "relu", "layer_norm_eps": 1e-6}
     decoder = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 28}
     return Model.model_validate({"gradient_checkpointing": False, "encoder": encoder, "decoder": decoder})
 

@@ -56,12 +56,12 @@ def test_packed_documents_equal_a_padded_batch_of_transformers(encoder: Encoder,
 
 
 def test_a_packed_document_equals_the_document_alone_bit_for_bit(encoder: Encoder) -> None:
-    """Reference: each document as a batch of its own; the BLAS has other kernels for a handful of rows."""
+    """Reference: each document as a batch of its own; MKL has other kernels for a handful of rows."""
     ids = random_ids(LENGTHS)
     for document, states in zip(ids, encode(encoder, ids), strict=True):
         [alone] = encode(encoder, [document])
         torch.testing.assert_close(states, alone, atol=1e-5, rtol=1e-5)
-        if len(document) >= 17:
+        if len(document) >= 17 and torch.backends.mkl.is_available():
             assert torch.equal(states, alone)
             assert torch.equal(encoder.logits(states), encoder.logits(alone))
 

@@ -45,6 +45,7 @@ def tiny_config(
     """A model whose encoder and decoder differ in every size, without dropout unless asked for."""
     encoder = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
     encoder |= {"max_position_embeddings": 40, "hidden_dropout_prob": dropout, "initializer_range": 0.3}
+    encoder |= {"hidden_act": "relu", "layer_norm_eps": 1e-4}
     decoder = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 28}
     return Config.model_validate(
         {

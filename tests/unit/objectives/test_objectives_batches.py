@@ -47,14 +47,14 @@ def all_equal(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
 
 @EVERY_OBJECTIVE
 def test_a_document_in_a_batch_equals_the_document_alone_bit_for_bit(name: str) -> None:
-    """Reference: the same objective on each document as a batch of its own, in the weights' own precision.
+    """Reference: the same objective on each document as a batch of its own.
 
-    Matrices of a handful of rows go to another kernel of the BLAS: there the last bits may differ.
+    A BLAS chooses its kernel by the number of rows: MKL has others for a handful, and there the last bits may differ.
     """
     objective, documents = tiny_objective(tiny_config(name)), make_documents(LENGTHS)
     for document, packed in zip(documents, states(objective, documents), strict=True):
         [alone] = states(objective, [document])
-        if len(document.ids) >= 17:
+        if len(document.ids) >= 17 and torch.backends.mkl.is_available():
             assert all_equal(packed, alone)
         for part, reference in zip(packed, alone, strict=True):
             torch.testing.assert_close(part, reference, atol=1e-5, rtol=1e-5)

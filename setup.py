@@ -1,0 +1,33 @@
+"""Package metadata: what is installed, what it needs, and the console script."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="bertmae",
+    version="0.1.0",
+    description="Distributed pretraining of BERT-style and text-MAE language models, from raw text to transformers",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.13",
+    packages=find_packages(include=["train", "train.*", "data_pipeline", "data_pipeline.*"]),
+    install_requires=[
+        "torch>=2.11",
+        "deepspeed>=0.19.8",
+        "transformers>=5.17",
+        "datasets>=5.0",
+        "webdataset>=1.0.2",
+        "tensorboard>=2.20",
+        "mpi4py>=4.1",
+        "numpy>=2.0",
+        "pydantic>=2.10",
+        "pyyaml>=6.0",
+        "safetensors>=0.7",
+        "tokenizers>=0.22",
+        "tqdm>=4.67",
+        "xxhash>=3.5",
+        "zstandard>=0.23",
+    ],
+    extras_require={
+        "test": ["hypothesis>=6.150", "mypy>=2.0", "pytest>=9.0", "pytest-xdist>=3.8", "ruff>=0.15"],
+    },
+    entry_points={"console_scripts": ["bertmae=train.console:main"]},
+)

@@ -1,0 +1,198 @@
+"""The loop of a run: load, step, validate, save.
+
+Legend: H heads of the objective.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_pipeline.manifest import Manifest
+from train.checkpoint import save_checkpoint
+from train.config import Config
+from train.data.batch import Batch
+from train.data.order import Cursor
+from train.data.stream import TrainStream
+from train.distributed import Ranks, on_first_rank
+from train.engine import Engine
+from train.errors import NonFiniteError, StoppedError
+from train.monitor.logs import log
+from train.monitor.progress import duration
+from train.monitor.recorder import Recorder, StepSums
+from train.objectives.rng import hash_integers
+from train.optimizer import learning_rate
+from train.signals import StopRequest
+from train.validation import has_validation, validate
+
+_MAX_SKIPPED_IN_A_ROW = 20
+
+
+@dataclass(slots=True)
+class Position:
+    """Where a run is. All of it is in every checkpoint, equal on all ranks."""
+
+    step: int = 0
+    tokens_seen: int = 0
+    skipped_updates: int = 0
+    skipped_in_a_row: int = 0
+    cursor: Cursor = Cursor(epoch=0, position=0)  # noqa: RUF009 - frozen
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Position:
+        """The position that a checkpoint's state.json speaks of."""
+        cursor = Cursor(state["data"]["epoch"], state["data"]["position"])
+        names = ("step", "tokens_seen", "skipped_updates", "skipped_in_a_row")
+        return cls(**{name: int(state[name]) for name in names}, cursor=cursor)
+
+    def counters(self) -> dict[str, int]:
+        return {name: value for name, value in asdict(self).items() if name != "cursor"}
+
+
+@dataclass(slots=True)
+class Training:
+    """The loop and what it needs at hand."""
+
+    config: Config
+    ranks: Ranks
+    manifest: Manifest
+    engine: Engine
+    stream: TrainStream
+    recorder: Recorder
+    position: Position
+    saved_step: int = -1
+
+    def run_to_end(self, stop: StopRequest) -> None:
+        """Train to the last step, or to the step at which the ranks agree to stop.
+
+        Raises StoppedError, and NonFiniteError after too many updates in a row that could not be applied.
+        """
+        config, position = self.config, self.position
+        began, first_step = time.perf_counter(), position.step
+        if first_step == 0:
+            self.save()  # proves the disk before the first hour is spent; from here on a missing checkpoint is an error
+        self.recorder.go_on()
+        while position.step < config.run.steps:
+            if not self.step(stop):
+                self.save()
+                raise StoppedError.agreed(f"stopped at step {position.step}; the same command goes on from there")
+            last = position.step == config.run.steps
+            if last or position.step % config.validation.interval_steps == 0:
+                self.validate()
+            if last or position.step % config.checkpoint.interval_steps == 0:
+                self.save()
+            if position.step % config.logging.interval_steps == 0:
+                self.recorder.flush()
+        self._finish(time.perf_counter() - began, position.step - first_step)
+
+    def step(self, stop: StopRequest) -> bool:
+        """One optimizer step; False, and nothing done, when any rank was asked to stop."""
+        waited = time.perf_counter()
+        batches, cursor = next(self.stream)
+        waited = time.perf_counter() - waited
+        own = [*self._targets(batches), sum(batch.tokens for batch in batches), int(stop.reason is not None)]
+        *targets, tokens, asked = self.ranks.sum(own)
+        if asked:
+            return False
+        rate = learning_rate(self.position.step, self.config)
+        self.engine.set_learning_rate(rate)
+        _seed_dropout(self.config.run.seed, self.position.step, self.ranks.rank)
+        losses_H, hits_H2 = self._micro_steps(batches, targets)
+        self._advance(cursor, tokens)
+        others = {
+            "learning_rate": rate,
+            "tokens_seen": self.position.tokens_seen,
+            "epoch": cursor.epoch + cursor.position / self.stream.plan.rows,
+            "skipped_updates": self.position.skipped_updates,
+        }
+        norm = self.engine.gradient_norm
+        self.recorder.add(StepSums(self.position.step, losses_H, hits_H2, tuple(targets), tokens, waited, norm, others))
+        self._refuse_to_skip_for_ever()
+        return True
+
+    def validate(self) -> None:
+        """Measure on held-out documents; the record of this step carries the result."""
+        if not has_validation(self.manifest):
+            return
+        self.recorder.pause()
+        record = validate(self.engine, self.config, self.manifest, self.ranks)
+        self.recorder.flush(record)
+        words = [f"{head} loss {record[f'validation_{head}_loss']:.4f}" for head in self.recorder.heads]
+        log.info("step %d: held-out %s", self.position.step, ", ".join(words))
+        self.recorder.go_on()
+
+    def save(self) -> None:
+        """Commit a checkpoint of this step, unless there is one."""
+        if self.position.step == self.saved_step:
+            return
+        self.recorder.pause()
+        self.recorder.flush()
+        tables = self.engine.state()
+        data = self.stream.state(self.position.cursor)
+        state = {**self.position.counters(), "updates": self.engine.updates, "data": data}
+        path = on_first_rank(self.ranks, lambda: self._commit(tables, state))
+        self.saved_step = self.position.step
+        log.info("step %d: checkpoint committed at %s", self.position.step, path)
+        self.recorder.go_on()
+
+    def _commit(self, tables: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> str:
+        if self.recorder.writers:
+            self.recorder.writers.sync()
+        folder = Path(self.config.run.directory) / "checkpoints"
+        return str(save_checkpoint(folder, self.position.step, tables, state, self.config.checkpoint.keep_last))
+
+    def _targets(self, batches: list[Batch]) -> list[int]:
+        counts_H = np.sum([self.engine.module.target_counts(batch.lengths_D) for batch in batches], axis=0)
+        return [int(count) for count in counts_H]
+
+    def _micro_steps(self, batches: list[Batch], targets: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sums of this rank over the accumulation steps, which stay on the device."""
+        device = self.ranks.device
+        scales = [weight / max(1, count) for weight, count in zip(self.recorder.weights, targets, strict=True)]
+        scale_H = torch.tensor(scales).to(device, non_blocking=True)
+        sums = [self.engine.micro_step(batch.to(device), scale_H) for batch in batches]
+        losses_AH = torch.stack([losses_H for losses_H, _ in sums])
+        return losses_AH.double().sum(0), torch.stack([hits_H2 for _, hits_H2 in sums]).sum(0)
+
+    def _advance(self, cursor: Cursor, tokens: int) -> None:
+        position = self.position
+        position.step += 1
+        position.tokens_seen += tokens
+        position.cursor = cursor
+        if self.engine.applied:
+            position.skipped_in_a_row = 0
+            return
+        position.skipped_in_a_row += 1
+        position.skipped_updates += 1
+        log.warning("step %d: gradients are not finite on some rank; nothing was applied", position.step)
+
+    def _refuse_to_skip_for_ever(self) -> None:
+        if self.position.skipped_in_a_row >= _MAX_SKIPPED_IN_A_ROW:
+            self.recorder.flush()
+            raise NonFiniteError.agreed(
+                f"{_MAX_SKIPPED_IN_A_ROW} updates in a row had gradients that are not finite; go on from an earlier "
+                f"step of {self.config.run.directory}/checkpoints with a lower optimizer.learning_rate"
+            )
+
+    def _finish(self, seconds: float, steps: int) -> None:
+        log.info(
+            "Done: %d steps in %s, %s tokens seen in all, loss %.4f. Curves: tensorboard --logdir %s/tensorboard",
+            steps,
+            duration(seconds),
+            f"{self.position.tokens_seen:,}",
+            self.recorder.last["loss"],
+            self.config.run.directory,
+        )
+        if self.recorder.writers:
+            self.recorder.writers.close()
+
+
+def _seed_dropout(seed: int, step: int, rank: int) -> None:
+    """Dropout is a function of (seed, step, rank): no generator state has to be saved or moved between ranks."""
+    torch.manual_seed(hash_integers(seed, step, rank))
