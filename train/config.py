@@ -83,7 +83,8 @@ class Encoder(Section):
 
 
 class Decoder(Section):
-    """The decoder of the objectives mae and joint; mlm has none. What is not set here is as in the encoder."""
+    """The decoder of the objectives mae and joint; mlm has none. Sizes that are not set here are as in the
+    encoder; the activation is always GELU."""
 
     num_hidden_layers: int = Field(default=2, gt=0, description="Number of transformer layers.")
     hidden_size: int | None = Field(

@@ -7,12 +7,18 @@ import torch
 from train.config import Config, gradient_accumulation_steps
 from train.data.packing import RowPlan
 from train.ds_config import load_ds_config, zero_stage
+from train.errors import UserError
 from train.objectives import build_objective
 from train.vocabulary import Vocabulary
 
 
 def describe(config: Config, world_size: int, plan: RowPlan, vocabulary: Vocabulary) -> list[str]:
-    """One sentence for each thing a person should know before the run costs anything."""
+    """One sentence for each thing a person should know before the run costs anything.
+
+    Raises UserError where the training split has no rows.
+    """
+    if not plan.rows:
+        raise UserError(f"the training split of {config.data.path} holds no documents; build it from more text")
     return [
         _batch(config, world_size),
         _data(config, plan),

@@ -58,8 +58,9 @@ def build_encoder(model: ModelConfig, vocabulary: Vocabulary) -> Encoder:
 
 def _enable_checkpointing(masked_lm: PreTrainedModel) -> Callable[[dict[str, bool]], None]:
     """Newer transformers have another name for it, and the old one warns there."""
+    name = "activation_checkpointing_enable"
     method: Callable[[dict[str, bool]], None] = getattr(
-        masked_lm, "activation_checkpointing_enable", masked_lm.gradient_checkpointing_enable
+        masked_lm, name if hasattr(masked_lm, name) else "gradient_checkpointing_enable"
     )
     return method
 

@@ -13,6 +13,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.manifest import Split, write_manifest
 from train.data.packing import RowPlan
 from train.derived import describe
+from train.errors import UserError
 from train.vocabulary import load_vocabulary
 
 SPECIAL = {"pad": 0, "unk": 3, "cls": 4, "sep": 5, "mask": 6}
@@ -167,3 +168,9 @@ def test_parameters_are_counted_as_they_are_built(configure, vocabulary):
     # two layers of the encoder's size, and less than one more for what stands around them
     assert 2 * 7.1 < decoder < 3 * 7.1
     assert total == pytest.approx(own + decoder, abs=0.11)
+
+
+def test_a_split_without_documents_is_refused(configure, vocabulary):
+    """Reference: the run itself, which refuses it when it opens its stream."""
+    with pytest.raises(UserError, match="the training split of shards holds no documents"):
+        describe(configure(), 1, plan_of(0, 0), vocabulary)
