@@ -26,6 +26,7 @@ def main() -> int:
     options = _options()
     work: Path = options.directory
     data, run, model = work / "data", work / "run", work / "model"
+    data.mkdir(parents=True, exist_ok=True)
     children = Children()
     began = time.monotonic()
     commands = [
@@ -82,7 +83,7 @@ def _collect(data: Path) -> list[object]:
 
 def _tokenizer(data: Path) -> list[object]:
     files = ["--input", data / "docs.jsonl", "--output", data / "tokenizer"]
-    return ["data_pipeline", "tokenizer", *files, "--vocab-size", 4096]
+    return ["data_pipeline", "tokenizer", *files, "--vocab-size", 2048]
 
 
 def _build(data: Path) -> list[object]:

@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _pretrain(options: argparse.Namespace) -> int:
-    from train.config import load_config
+    from train.config_file import load_config
     from train.monitor.logs import start_logging
     from train.signals import StopRequest
 

@@ -1,20 +1,14 @@
-"""Owns the run configuration: its typed fields, the YAML that holds them, and what a mistake in it says."""
+"""Owns the run configuration: its typed fields, the combinations that cannot work, and what follows from them."""
 
-import difflib
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal, NamedTuple, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
 
 from data_pipeline.errors import UserError
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
-Tree = dict[str, Any]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The fields
@@ -84,7 +78,7 @@ class Encoder(Section):
 
 class Decoder(Section):
     """The decoder of the objectives mae and joint; mlm has none. Sizes that are not set here are as in the
-    encoder; the activation is always GELU."""
+    encoder; the activation is always GELU, and positions are rotations of queries and keys (RoFormer)."""
 
     num_hidden_layers: int = Field(default=2, gt=0, description="Number of transformer layers.")
     hidden_size: int | None = Field(
@@ -93,7 +87,8 @@ class Decoder(Section):
     num_attention_heads: int | None = Field(
         default=None,
         gt=0,
-        description="Attention heads; they divide the decoder's hidden_size (null: the encoder's num_attention_heads).",
+        description="Attention heads; they divide the decoder's hidden_size into even widths (null: the encoder's "
+        "num_attention_heads).",
     )
     intermediate_size: int | None = Field(
         default=None, gt=0, description="Width inside the feed-forward blocks (null: the encoder's intermediate_size)."
@@ -263,6 +258,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _refuse_impossible_combinations(self) -> Self:
         _check_model(self)
+        _check_decoder_heads(self)
         _check_objective(self.objective)
         _check_batch(self.batch)
         _check_schedule(self)
@@ -286,6 +282,18 @@ def _check_model(config: Config) -> None:
         raise ValueError(
             f"data.sequence_length {length} is above model.encoder.max_position_embeddings "
             f"{encoder.max_position_embeddings}: shorten the rows or raise the positions"
+        )
+
+
+def _check_decoder_heads(config: Config) -> None:
+    decoder, objective = config.model.resolved_decoder(), config.objective.name
+    width, heads = decoder.hidden_size, decoder.num_attention_heads
+    # The decoder turns channels of a head in pairs; mlm builds none.
+    if objective in ("mae", "joint") and width // heads % 2:
+        raise ValueError(
+            f"model.decoder.hidden_size {width} over model.decoder.num_attention_heads {heads} makes heads of "
+            f"{width // heads} channels, and objective.name {objective} needs an even number: change one of them "
+            f"(the nearest width is {_nearest_multiples(width, 2 * heads)})"
         )
 
 
@@ -367,167 +375,7 @@ def gradient_accumulation_steps(config: Config, world_size: int) -> int:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Reading and writing
-
-
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration in the YAML file `path`, with `key.sub=value` overrides (values are YAML) laid over it.
-
-    Raises UserError with one line that names the place, the key, the value and the way out.
-    """
-    # Every section exists, so that a missing required key is reported under its own name.
-    tree: Tree = {section: {} for section in Config.model_fields} | _read_tree(path)
-    for override in overrides:
-        _apply_override(tree, override)
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as exc:
-        mistakes = exc.errors(include_url=False)
-    # An unknown key first: a required key reported as missing is often the same key, misspelt.
-    mistakes.sort(key=lambda mistake: mistake["type"] != "extra_forbidden")
-    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
-    source = _source(mistakes[0]["loc"], path, overrides)
-    raise UserError(f"{source}: {_describe(mistakes[0])}{more}")
-
-
-def dump_config(config: Config) -> str:
-    """The whole configuration as YAML, in the order of the fields; `load_config` reads it back equal."""
-    return str(
-        yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=4096)
-    )
-
-
-def differences(a: Config, b: Config, sections: Sequence[str]) -> list[tuple[str, Any, Any]]:
-    """(dotted key, value in a, value in b) of the fields that differ, in the order of the fields.
-
-    `sections` are dotted names of sections or fields ("model", "run.seed"); fields outside them are not compared.
-    Raises KeyError for a name that does not exist.
-    """
-    for name in sections:
-        if _field(name.split(".")) is None:
-            raise KeyError(name)
-    pairs = zip(_leaves(a.model_dump()), _leaves(b.model_dump()), strict=True)
-    return [
-        (key, left, right)
-        for (key, left), (_, right) in pairs
-        if left != right and any(_within(key, section) for section in sections)
-    ]
-
-
-def _within(key: str, section: str) -> bool:
-    return f"{key}.".startswith(f"{section}.")
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-def _read_tree(path: Path) -> Tree:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except OSError as exc:
-        raise UserError(f"{path}: cannot be read ({exc.strerror})") from None
-    except UnicodeDecodeError as exc:
-        raise UserError(f"{path}: not UTF-8 text (byte {exc.start}); save the file as UTF-8") from None
-    tree = _parse_yaml(text, str(path))
-    if not isinstance(tree, dict):
-        what = "empty" if tree is None else f"{_show(tree)} is not a mapping"
-        raise UserError(f"{path}: {what}; a configuration is sections such as run:, data: and model:")
-    return tree
-
-
-def _apply_override(tree: Tree, override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key.isprintable():
-        raise UserError(f"command line: {override!r} is not an override; write it as key.sub=value")
-    *parents, name = names = tuple(key.split("."))
-    if _field(names) is None:
-        raise UserError(f"command line: {_unknown_key(names)}")
-    for depth, parent in enumerate(parents, 1):
-        inner = tree.get(parent, {})
-        if not isinstance(inner, dict):
-            section = ".".join(parents[:depth])
-            raise UserError(f"command line: {override!r}: in the file, {section} is {_show(inner)} and not a section")
-        # A copy, because an alias in the file puts one mapping in two places.
-        tree[parent] = dict(inner)
-        tree = tree[parent]
-    tree[name] = _parse_yaml(text, f"command line: {override!r}")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# YAML 1.2: PyYAML follows 1.1, where 1e-4 is text, on and no are booleans, 010 is 8 and 1:30 is 90
-
-_TAG = "tag:yaml.org,2002:"
-# tag: (what a plain scalar looks like, its possible first characters, its value)
-_PLAIN_SCALARS: dict[str, tuple[re.Pattern[str], str, Callable[[str], object]]] = {
-    "null": (re.compile(r"(?:~|null|Null|NULL|)\Z"), "~nN", lambda text: None),
-    "bool": (re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), "tTfF", lambda text: text.lower() == "true"),
-    "int": (re.compile(r"[-+]?[0-9]+\Z"), "-+0123456789", int),
-    "float": (re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z"), "-+.0123456789", float),
-}
-
-
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML ships no types
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  # PyYAML's way: add_implicit_resolver fills it
-    yaml_constructors = {  # noqa: RUF012
-        tag: yaml.SafeLoader.yaml_constructors[tag] for tag in (None, f"{_TAG}str", f"{_TAG}seq")
-    }
-
-
-class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
-    # The reader's rules decide what is quoted, or the text "1e4" would come back as a number.
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
-
-
-def _construct_plain(loader: _Loader, node: yaml.ScalarNode) -> object:
-    pattern, _, convert = _PLAIN_SCALARS[node.tag.removeprefix(_TAG)]
-    text = loader.construct_scalar(node)
-    # A plain scalar has matched already; one with an explicit tag (!!int x) has not.
-    if not pattern.match(text):
-        raise yaml.constructor.ConstructorError(None, None, f"{text!r} is no {node.tag}", node.start_mark)
-    return convert(text)
-
-
-def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> Tree:
-    tree: Tree = loader.construct_mapping(node, deep=True)
-    lines: dict[str, int] = {}
-    for key, _ in node.value:
-        if key.tag != f"{_TAG}str" or not key.value.isprintable():
-            raise yaml.constructor.ConstructorError(None, None, "a key that is not plain text", key.start_mark)
-        if key.value in lines:
-            problem = f"key {key.value} is written twice, first on line {lines[key.value]}"
-            raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-        lines[key.value] = key.start_mark.line + 1
-    return tree
-
-
-for _name, (_pattern, _first, _) in _PLAIN_SCALARS.items():
-    for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(_TAG + _name, _pattern, [*_first, ""] if _name == "null" else list(_first))
-    _Loader.add_constructor(_TAG + _name, _construct_plain)
-_Loader.add_constructor(f"{_TAG}map", _construct_mapping)
-_Dumper.add_representer(list, lambda dumper, value: dumper.represent_sequence(f"{_TAG}seq", value, flow_style=True))
-
-
-def _parse_yaml(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  # a SafeLoader with fewer constructors
-    except yaml.MarkedYAMLError as exc:
-        mark = exc.problem_mark or exc.context_mark
-        line = f" line {mark.line + 1}:" if mark else ""
-        raise UserError(f"{source}:{line} not valid YAML ({exc.problem or exc.context})") from None
-    except yaml.reader.ReaderError as exc:
-        raise UserError(f"{source}: not valid YAML (character {exc.position}: {exc.reason})") from None
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The fields as a list, and mistakes as sentences
+# The fields as a list
 
 
 class FieldRow(NamedTuple):
@@ -558,6 +406,16 @@ def field_rows() -> list[FieldRow]:
     ]
 
 
+def find_field(names: Sequence[str]) -> FieldInfo | None:
+    """The section or field at the end of a path of names, or None where there is none."""
+    cls: type[Section] | None = Config
+    info = None
+    for name in names:
+        info = cls.model_fields.get(name) if cls else None
+        cls = _section_class(info) if info else None
+    return info
+
+
 def _walk_sections(cls: type[Section], prefix: str) -> Iterator[tuple[str, type[Section]]]:
     for name, info in cls.model_fields.items():
         inner = _section_class(info)
@@ -569,84 +427,3 @@ def _walk_sections(cls: type[Section], prefix: str) -> Iterator[tuple[str, type[
 def _section_class(info: FieldInfo) -> type[Section] | None:
     cls = info.annotation
     return cls if isinstance(cls, type) and issubclass(cls, Section) else None
-
-
-def _field(names: Sequence[str]) -> FieldInfo | None:
-    cls: type[Section] | None = Config
-    info = None
-    for name in names:
-        info = cls.model_fields.get(name) if cls else None
-        cls = _section_class(info) if info else None
-    return info
-
-
-def _source(loc: tuple[int | str, ...], path: Path, overrides: Sequence[str]) -> str:
-    """Who wrote the value at `loc`: an override of it or of a section around it, or else the file."""
-    key = ".".join(name for name in loc if isinstance(name, str))
-    written = bool(key) and any(_within(key, override.partition("=")[0]) for override in overrides)
-    return "command line" if written else str(path)
-
-
-def _describe(mistake: ErrorDetails) -> str:
-    kind, loc, context = mistake["type"], mistake["loc"], mistake.get("ctx", {})
-    if kind == "value_error":
-        return str(context["error"])
-    if kind == "extra_forbidden":
-        return _unknown_key(tuple(str(name) for name in loc))
-    if kind == "missing" and isinstance(loc[-1], str):
-        return f"{_dotted(loc)} is missing: set it in the file or as {_dotted(loc)}=VALUE on the command line"
-    if kind == "missing":
-        kind, loc = "too_short", loc[:-1]
-    if kind == "literal_error":
-        expected = re.findall(r"'([^']*)'", str(context["expected"]))
-        meant = difflib.get_close_matches(str(mistake["input"]), expected, n=1)
-        fault = f"is not one of {', '.join(expected)}{_did_you_mean(meant)}"
-    else:
-        fault = _FAULTS.get(kind, mistake["msg"]).format_map(context)
-    return f"{_dotted(loc)}: {_show(mistake['input'])} {fault}"
-
-
-_FAULTS = {
-    "int_type": "is not a whole number",
-    "float_type": "is not a number",
-    "string_type": "is not text (put it in quotes)",
-    "string_too_short": "is empty",
-    "finite_number": "is not a finite number",
-    "bool_type": "is not true or false",
-    "tuple_type": "is not a list of two numbers",
-    "too_short": "is not a list of two numbers",
-    "too_long": "is not a list of two numbers",
-    "model_type": "is not a section of keys and values",
-    "greater_than": "is not above {gt}",
-    "greater_than_equal": "is below the smallest allowed value, {ge}",
-    "less_than": "is not below {lt}",
-    "less_than_equal": "is above the largest allowed value, {le}",
-}
-
-
-def _unknown_key(names: tuple[str, ...]) -> str:
-    *parents, name = names
-    key = ".".join(names)
-    if _field(key.split(".")) is not None:
-        return f"unknown key {key} (in a file, write the sections as nested keys; dots are for the command line)"
-    section = section_classes().get(".".join(parents)) if parents else Config
-    siblings = list(section.model_fields) if section else []
-    keys = [row.key for row in field_rows()]
-    elsewhere = [other for other in keys if other.endswith(f".{name}")]
-    meant = difflib.get_close_matches(name, siblings, n=1) or elsewhere or difflib.get_close_matches(key, keys, n=1)
-    if not meant and siblings:
-        return f"unknown key {key} (known here: {', '.join(siblings)})"
-    return f"unknown key {key}{_did_you_mean(meant)}"
-
-
-def _did_you_mean(names: Sequence[str]) -> str:
-    return f" (did you mean {' or '.join(names)}?)" if names else ""
-
-
-def _dotted(loc: Sequence[int | str]) -> str:
-    return "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in loc).removeprefix(".")
-
-
-def _show(value: object) -> str:
-    text = str(value).lower() if isinstance(value, bool) else "null" if value is None else repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from train import checkpoint
-from train.config import Config, load_config
+from train.config import Config
+from train.config_file import load_config
 from train.errors import CheckpointError, UserError
 from train.model.encoder import encoder_config
 

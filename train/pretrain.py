@@ -12,7 +12,8 @@ import torch
 from data_pipeline.manifest import Manifest, load_manifest
 from train import distributed, run_directory
 from train.checkpoint import Checkpoint, load_weights, read_table, resume_point
-from train.config import Config, dump_config
+from train.config import Config
+from train.config_file import dump_config
 from train.data.order import Cursor
 from train.data.packing import plan_rows
 from train.data.stream import TrainStream

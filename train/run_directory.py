@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_pipeline.durable import write_whole
-from train.config import Config, differences, dump_config, load_config
+from train.config import Config
+from train.config_file import differences, dump_config, load_config
 from train.errors import UserError
 
 # What a run is; everything else (steps, rates, intervals, batch shape, engine) may change when it goes on.

@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from data_pipeline.manifest import load_manifest
 from train import checkpoint
-from train.config import load_config
+from train.config_file import load_config
 from train.model.documents import Documents
 from train.objectives import build_objective
 from train.vocabulary import load_vocabulary

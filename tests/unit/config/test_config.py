@@ -15,12 +15,10 @@ from train.config import (
     Run,
     Schedule,
     decay_steps,
-    differences,
-    dump_config,
     field_rows,
     gradient_accumulation_steps,
-    load_config,
 )
+from train.config_file import differences, dump_config, load_config
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PRESETS = sorted((REPOSITORY / "configs").glob("*.yaml"))
@@ -90,6 +88,12 @@ FILE_MISTAKES = {
     "model.encoder.num_attention_heads 7: change one of them (the nearest width is 763 or 770)",
     "model: {decoder: {hidden_size: 100}}": "model.decoder.hidden_size 100 is not divisible by "
     "model.decoder.num_attention_heads 12: change one of them (the nearest width is 96 or 108)",
+    "objective: {name: joint}\nmodel: {decoder: {hidden_size: 36}}": "model.decoder.hidden_size 36 over "
+    "model.decoder.num_attention_heads 12 makes heads of 3 channels, and objective.name joint needs an even number: "
+    "change one of them (the nearest width is 24 or 48)",
+    "objective: {name: mae}\nmodel: {encoder: {hidden_size: 60}}": "model.decoder.hidden_size 60 over "
+    "model.decoder.num_attention_heads 12 makes heads of 5 channels, and objective.name mae needs an even number: "
+    "change one of them (the nearest width is 48 or 72)",
     "data: {path: x, sequence_length: 1024}": "data.sequence_length 1024 is above "
     "model.encoder.max_position_embeddings 512: shorten the rows or raise the positions",
     "run: {steps: 300}": "schedule.warmup_steps 10000 is above run.steps 300: shorten the warmup or lengthen the run",
@@ -253,6 +257,12 @@ def test_the_decoder_takes_from_the_encoder_what_is_not_set(load):
     """Reference: the values by hand."""
     decoder = load(DATA, "model.decoder.num_attention_heads=6").model.resolved_decoder()
     assert decoder == (2, 768, 6, 3072)
+
+
+def test_an_odd_head_is_no_mistake_where_no_decoder_is_built(load):
+    """Reference: objectives mae and joint, which refuse it."""
+    decoder = load(DATA, "objective.name=mlm", "model.decoder.hidden_size=36").model.resolved_decoder()
+    assert decoder.hidden_size // decoder.num_attention_heads == 3
 
 
 @settings(deadline=None)

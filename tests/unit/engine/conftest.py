@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from train.config import Config, load_config
+from train.config import Config
+from train.config_file import load_config
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from train.config import load_config
+from train.config_file import load_config
 from train.errors import UserError
 from train.run_directory import lock, settle
 

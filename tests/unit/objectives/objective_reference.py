@@ -4,6 +4,7 @@ Random numbers in Python's unbounded integers, one document and one place at a t
 encoder and a decoder out of loops.
 """
 
+import cmath
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -123,10 +124,9 @@ class Reference:
         rows = []
         for place in range(length):
             if place in kept:
-                row = weights["widen.weight"] @ states[kept.index(place)] + weights["widen.bias"]
+                rows.append(weights["widen.weight"] @ states[kept.index(place)] + weights["widen.bias"])
             else:
-                row = weights["mask_vector"]
-            rows.append(row + weights["positions.weight"][place])
+                rows.append(weights["mask_vector"])
         hidden = torch.stack(rows)
         for layer in range(sizes.num_hidden_layers):
             own = {name.removeprefix(f"layers.{layer}."): tensor for name, tensor in weights.items()}
@@ -159,9 +159,22 @@ def _attention(hidden: torch.Tensor, weights: dict[str, torch.Tensor], heads: in
     mixed = []
     for head in range(heads):
         own = slice(head * width, (head + 1) * width)
-        scores = query[:, own] @ key[:, own].T / width**0.5
+        turned_query, turned_key = (
+            torch.stack([_turned(row, place) for place, row in enumerate(part[:, own])]) for part in (query, key)
+        )
+        scores = turned_query @ turned_key.T / width**0.5
         mixed.append(scores.softmax(-1) @ value[:, own])
     return _linear(torch.cat(mixed, dim=1), weights, "attention_output")
+
+
+def _turned(head: torch.Tensor, place: int) -> torch.Tensor:
+    """RoFormer, section 3.2: channels i and i + W/2 are a complex number that turns by 10000^(-2i/W) per place."""
+    half = len(head) // 2
+    pairs = [
+        torch.complex(head[i], head[i + half]) * cmath.exp(1j * place * 10000 ** (-2 * i / len(head)))
+        for i in range(half)
+    ]
+    return torch.stack([pair.real for pair in pairs] + [pair.imag for pair in pairs])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
