@@ -57,6 +57,7 @@ def save_checkpoint(
     partial = folder / f".{final.name}.partial"
     try:
         folder.mkdir(exist_ok=True)
+        fsync_folder(folder.parent)
         _sweep(folder)
         partial.mkdir()
         _write_files(partial, tables, {"step": step, **state})

@@ -43,14 +43,19 @@ def load_ds_config(config: Config, world_size: int) -> dict[str, Any]:
         hint = f" (did you mean {near[0]}?)" if near else f" (known: {', '.join(sorted(TOP_LEVEL))})"
         raise UserError(f"{path}: unknown key {key}{hint}")
     stage = _stage(ds_config, path)
-    for dotted, value in _owned(config, world_size, stage).items():
+    for dotted, value in _owned(config, world_size).items():
         _fill(ds_config, dotted, value, path)
     _refuse_open_auto(ds_config, path)
+    for key in ds_config["data_types"].keys() - {"grad_accum_dtype"}:
+        raise UserError(f"{path}: unknown key data_types.{key} (known: grad_accum_dtype)")  # DeepSpeed says nothing
     if stage == 0 and ds_config["bf16"]["enabled"]:
         # DeepSpeed takes a hidden optimizer step at start there: a wrong first update and one decay too many.
         raise UserError(
             f"{path}: ZeRO stage 0 does not train bf16 rightly: use ds_configs/zero1.json or engine.precision=fp32"
         )
+    if stage == 0:
+        # The engine clips itself there, beside the guard against NaN that DeepSpeed lacks.
+        ds_config["gradient_clipping"] = 0.0
     return ds_config
 
 
@@ -59,13 +64,12 @@ def zero_stage(ds_config: dict[str, Any]) -> int:
     return int(ds_config["zero_optimization"]["stage"])
 
 
-def _owned(config: Config, world_size: int, stage: int) -> dict[str, Any]:
+def _owned(config: Config, world_size: int) -> dict[str, Any]:
     """What the run's configuration decides: a file may only say "auto" or the same."""
     return {
         "train_micro_batch_size_per_gpu": config.batch.micro_batch_size,
         "gradient_accumulation_steps": gradient_accumulation_steps(config, world_size),
-        # At stage 0 the engine clips itself, beside the guard against NaN that DeepSpeed lacks there.
-        "gradient_clipping": config.optimizer.gradient_clipping if stage else 0.0,
+        "gradient_clipping": config.optimizer.gradient_clipping,
         "bf16.enabled": config.engine.precision == "bf16",
         "data_types.grad_accum_dtype": "fp32",
     }
@@ -100,6 +104,14 @@ def _stage(ds_config: dict[str, Any], path: Path) -> int:
     return zero_stage(ds_config)
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON takes the last of equal keys without a word."""
+    keys = [key for key, _ in pairs]
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise ValueError(f"key {twice[0]} stands there twice")
+    return dict(pairs)
+
+
 def _find(name: str) -> Path:
     """A path from the working directory, or else from the folder that holds this project."""
     return next((path for path in (Path(name), _ROOT / name) if path.is_file()), Path(name))
@@ -107,7 +119,7 @@ def _find(name: str) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        ds_config = json.loads(path.read_text(encoding="utf-8"))
+        ds_config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
     except OSError as error:
         raise UserError(f"engine.ds_config {path}: {error.strerror}; the presets are in ds_configs/") from error
     except ValueError as error:

@@ -26,11 +26,13 @@ from deepspeed.utils import (
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
 )
+from pydantic import ValidationError
 
 from train.config import Config
 from train.data.batch import Batch
 from train.distributed import Ranks
 from train.ds_config import zero_stage
+from train.errors import UserError
 from train.model.cpu_bf16 import speed_up_bf16_products
 from train.objectives.objective import HeadSums, Objective
 from train.optimizer import build_optimizer
@@ -55,13 +57,8 @@ class Engine:
         self._clipping = config.optimizer.gradient_clipping
         self.gradient_norm: torch.Tensor | float | None = None
         self.applied = True
-        # DeepSpeed puts its own wrappers around the optimizer and reads the configuration destructively.
-        self._engine = deepspeed.initialize(
-            model=module.to(ranks.device),
-            optimizer=build_optimizer(module, config),
-            config=_copy(ds_config),
-            dist_init_required=False,
-        )[0]
+        module.to(ranks.device)
+        self._engine = _initialize(module, build_optimizer(module, config), ds_config)
         self._check_settings(ds_config)
         self._zero_moments()
 
@@ -210,6 +207,18 @@ class Engine:
         for key, given, used in pairs:
             if given != used:
                 raise RuntimeError(f"DeepSpeed was given {key} = {given} and uses {used}")
+
+
+def _initialize(module: Objective, optimizer: torch.optim.Optimizer, ds_config: dict[str, Any]) -> Any:
+    """DeepSpeed's engine; it changes the configuration it is given, hence the copy."""
+    try:
+        return deepspeed.initialize(
+            model=module, optimizer=optimizer, config=_copy(ds_config), dist_init_required=False
+        )[0]
+    except ValidationError as error:
+        mistake = error.errors()[0]
+        key = ".".join(str(part) for part in mistake["loc"])
+        raise UserError.agreed(f"DeepSpeed refuses {key} of engine.ds_config: {mistake['msg']}") from error
 
 
 def _copy(tree: dict[str, Any]) -> dict[str, Any]:

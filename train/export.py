@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from transformers.utils import logging as transformers_logging
 
 from train import checkpoint
 from train.config import Config
@@ -30,6 +31,7 @@ def export(run: Path, output: Path) -> Iterator[str]:
         raise UserError(f"{run}: no config.yaml, so no run folder")
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output}: already there and not empty; give another --output")
+    transformers_logging.disable_progress_bar()
     config = load_config(run / "config.yaml", [])
     found, problems = checkpoint.newest_whole(run / "checkpoints")
     if found is None:

@@ -15,7 +15,9 @@ _BEST = 5
 def fill_mask(folder: Path, texts: Sequence[str]) -> Iterator[str]:
     """For each text and each of its masks one line: the tokens with their probabilities. UserError for a bad input."""
     from transformers import AutoModelForMaskedLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{folder}: no config.json, so no exported model (python -m train export RUN --output {folder})"

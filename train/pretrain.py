@@ -47,7 +47,7 @@ def pretrain(config: Config, stop: StopRequest) -> None:
     ranks = distributed.start()
     run = Path(config.run.directory)
     with together(ranks, lambda: run_directory.lock(run) if ranks.rank == 0 else nullcontext()):
-        add_rank_file(run, ranks.rank)
+        together(ranks, lambda: add_rank_file(run, ranks.rank))
         manifest = together(ranks, lambda: load_manifest(Path(config.data.path)))
         vocabulary = together(ranks, lambda: load_vocabulary(manifest))
         ds_config = together(ranks, lambda: load_ds_config(config, ranks.world_size))
@@ -68,8 +68,9 @@ def _resume(
     """Rank 0 decides where the run goes on; every rank hears the same."""
 
     def decide() -> dict[str, Any]:
-        changes = run_directory.settle(run, config, ds_config, manifest.tokenizer_folder)
         found, problems = resume_point(run / "checkpoints", last_step(run / "metrics.jsonl"))
+        begun = found is not None
+        changes = run_directory.settle(run, config, ds_config, manifest.tokenizer_folder, begun=begun)
         chosen = None if found is None else {"path": str(found.path), "state": found.state}
         return {"chosen": chosen, "sentences": changes + [f"Not used: {problem}." for problem in problems]}
 

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,10 +19,11 @@ from train.errors import UserError
 _FIXED = ("run.seed", "data.sequence_length", "model.encoder", "model.decoder", "objective")
 
 
-def lock(run: Path) -> IO[str]:
+def lock(run: Path, patience: float = 30.0) -> IO[str]:
     """Create the folder and hold it for this process; the lock is gone with the process, however it ends.
 
-    Raises UserError when the folder cannot be written or another process trains in it.
+    Waits `patience` seconds for a process that is just ending, as ranks do whose launcher was killed. Raises UserError
+    when the folder cannot be written or another process trains in it.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -29,7 +31,7 @@ def lock(run: Path) -> IO[str]:
     except OSError as error:
         raise UserError(f"run.directory {run}: cannot be written ({error.strerror}); give another one") from error
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _flock(file, patience)
     except BlockingIOError as error:
         file.close()
         raise UserError(
@@ -41,14 +43,30 @@ def lock(run: Path) -> IO[str]:
     return file
 
 
-def settle(run: Path, config: Config, ds_config: dict[str, Any], tokenizer_folder: Path) -> list[str]:
+def _flock(file: IO[str], patience: float) -> None:
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+def settle(
+    run: Path, config: Config, ds_config: dict[str, Any], tokenizer_folder: Path, *, begun: bool = True
+) -> list[str]:
     """Write config.yaml, ds_config.json and the tokenizer; the sentences tell what changed since the last start.
 
-    Raises UserError where the folder holds a run of another model, objective, seed or sequence length.
+    A run that has not begun (no checkpoint) may change in anything. Raises UserError where the folder holds a run of
+    another model, objective, seed or sequence length.
     """
     path = run / "config.yaml"
     changes = []
-    if path.exists():
+    if not begun:
+        shutil.rmtree(run / "tokenizer", ignore_errors=True)
+    elif path.exists():
         before = load_config(path, [])
         for key, old, new in differences(before, config, _FIXED):
             raise UserError(

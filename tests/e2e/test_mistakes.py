@@ -1,7 +1,9 @@
 """A user's mistake is one clear line on stderr and an exit code, without a traceback, before anything is trained."""
 
+import json
+
 import pytest
-from conftest import command
+from conftest import ROOT, command
 
 
 def one_line(done, code: int) -> str:
@@ -61,3 +63,12 @@ def test_a_damaged_shard_is_named_with_exit_code_3(tiny, shards, tmp_path):
     shard.write_bytes(content)
     done = command("train", "pretrain", *tiny, f"data.path={broken}", f"run.directory={tmp_path}/run")
     assert shard.name in one_line(done, 3)
+
+
+def test_a_misspelt_key_inside_the_zero_section_is_named(tiny, tmp_path):
+    """DeepSpeed itself refuses it; what it says becomes one line."""
+    ds_config = json.loads((ROOT / "ds_configs" / "zero2.json").read_text())
+    ds_config["zero_optimization"]["overlap_com"] = True
+    (tmp_path / "ds.json").write_text(json.dumps(ds_config))
+    done = command("train", "pretrain", *tiny, f"run.directory={tmp_path}/run", f"engine.ds_config={tmp_path}/ds.json")
+    assert "overlap_com" in one_line(done, 2)

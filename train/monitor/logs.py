@@ -9,6 +9,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from train.errors import UserError
+
 log = logging.getLogger("bertmae")
 
 
@@ -35,7 +37,10 @@ def start_logging(rank: int) -> None:
 
 
 def add_rank_file(run: Path, rank: int) -> None:
-    """RUN/log-rankN.txt, which grows over the restarts of a run."""
-    file = logging.FileHandler(run / f"log-rank{rank}.txt", encoding="utf-8")
+    """RUN/log-rankN.txt, which grows over the restarts of a run. Raises UserError when it cannot be written."""
+    try:
+        file = logging.FileHandler(run / f"log-rank{rank}.txt", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{run}/log-rank{rank}.txt: cannot be written ({error.strerror})") from error
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(file)

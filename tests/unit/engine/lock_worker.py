@@ -9,7 +9,7 @@ from train.run_directory import lock
 
 def main():
     try:
-        held = lock(Path(sys.argv[1]))
+        held = lock(Path(sys.argv[1]), patience=0)
     except UserError as error:
         sys.stdout.write(f"{error.exit_code} {error}\n")
         return

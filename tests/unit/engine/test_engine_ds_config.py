@@ -235,3 +235,21 @@ def test_a_world_size_that_does_not_divide_the_batch_is_refused(configure):
     """Reference: 8 rows over 3 devices x 2."""
     with pytest.raises(UserError, match=r"8 is not divisible by batch.micro_batch_size 2 x 3"):
         load_ds_config(configure(), 3)
+
+
+def test_a_nested_key_that_deepspeed_would_pass_over_is_refused(refusal):
+    """DeepSpeed checks the keys of zero_optimization and bf16 itself, those of data_types it does not."""
+    said = refusal({**VALID, "data_types": {"grad_acum_dtype": "fp32"}})
+    assert "unknown key data_types.grad_acum_dtype" in said
+
+
+def test_a_key_that_stands_twice_is_refused(refusal):
+    """JSON takes the last one without a word."""
+    assert "steps_per_print stands there twice" in refusal('{"steps_per_print": 1, "steps_per_print": 2}')
+
+
+def test_at_stage_0_the_engine_clips_and_deepspeed_does_not(load):
+    """The file may still repeat the run's value."""
+    for written in ("auto", 1.0):
+        content = {"zero_optimization": {"stage": 0}, "gradient_clipping": written}
+        assert load(content, "engine.precision=fp32")["gradient_clipping"] == 0.0

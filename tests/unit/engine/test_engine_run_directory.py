@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import threading
 
 import pytest
 
@@ -121,7 +122,7 @@ def test_a_second_process_is_refused_until_the_first_one_is_gone_even_by_kill(tm
     _, said = holder(folder)
     assert said.startswith(f"2 {folder}: another process is training in this folder; ")
     with pytest.raises(UserError, match="another process"):
-        lock(folder)
+        lock(folder, patience=0)
     first.kill()
     first.wait()
     assert (folder / ".lock").exists()
@@ -132,7 +133,7 @@ def test_a_second_process_is_refused_until_the_first_one_is_gone_even_by_kill(tm
 def test_two_folders_are_held_side_by_side_and_closing_lets_go(tmp_path):
     """Reference: the same lock, taken again."""
     with lock(tmp_path / "a"), lock(tmp_path / "b"), pytest.raises(UserError):
-        lock(tmp_path / "a")
+        lock(tmp_path / "a", patience=0)
     lock(tmp_path / "a").close()
 
 
@@ -149,4 +150,25 @@ def test_a_folder_without_permission_is_one_clear_line(run):
     """Reference: the file system."""
     run.chmod(0o500)
     with pytest.raises(UserError, match="Permission denied"):
-        lock(run)
+        lock(run, patience=0)
+
+
+def test_a_run_that_never_began_may_change_in_anything(run, tokenizer, configure, tmp_path):
+    """Reference: a first start. A mistake that was corrected before the first checkpoint must not block the folder."""
+    settle(run, configure(), {}, tokenizer)
+    other = tmp_path / "other-tokenizer"
+    other.mkdir()
+    (other / "tokenizer.json").write_text("{}")
+    changed = configure("run.seed=1", "objective.name=mae")
+    assert settle(run, changed, {}, other, begun=False) == []
+    assert load_config(run / "config.yaml") == changed
+    assert [path.name for path in (run / "tokenizer").iterdir()] == ["tokenizer.json"]
+
+
+def test_a_folder_whose_holder_is_just_ending_is_waited_for(tmp_path, holder):
+    """Reference: a process that holds it and is killed a moment later."""
+    first, said = holder(tmp_path / "run")
+    assert said == "locked\n"
+    threading.Timer(0.5, first.kill).start()
+    lock(tmp_path / "run", patience=20).close()
+    assert first.wait() < 0

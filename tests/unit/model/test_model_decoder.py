@@ -190,16 +190,13 @@ def test_a_shift_of_a_documents_positions_changes_nothing(decoder: Decoder) -> N
     kept = kept_places(LENGTHS)
     states_KE = torch.cat(random_states(kept))
     positions_T = torch.cat([torch.arange(length) for length in LENGTHS])
-    shifts_T = torch.cat(
-        [torch.full((length,), shift) for length, shift in zip(LENGTHS, (1, 40, 7, 0, 64), strict=True)]
-    )
+    shifts_T = torch.tensor([1, 40, 7, 0, 64]).repeat_interleave(torch.tensor(LENGTHS))
     before = decode(decoder, LENGTHS, kept, states_KE, positions_T)
     shifted = decode(decoder, LENGTHS, kept, states_KE, positions_T + shifts_T)
     torch.testing.assert_close(shifted, before, atol=1e-5, rtol=1e-5)
     stretched = decode(decoder, LENGTHS, kept, states_KE, 2 * positions_T)
-    assert all(
-        (left - right).abs().max() > 0.01 for left, right in zip(stretched.split(LENGTHS), before.split(LENGTHS))
-    )
+    moved = (stretched - before).abs().amax(-1).split(LENGTHS)
+    assert min(float(document.max()) for document in moved) > 0.01
 
 
 def test_angles_are_fp32_under_bf16_inputs() -> None:
