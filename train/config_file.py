@@ -162,11 +162,17 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> Tree:
     return tree
 
 
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # Unless it is escaped, PyYAML reads the next-line character that it wrote as a space.
+    return dumper.represent_scalar(f"{_TAG}str", text, style='"' if "\x85" in text else None)
+
+
 for _name, (_pattern, _first, _) in _PLAIN_SCALARS.items():
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(_TAG + _name, _pattern, [*_first, ""] if _name == "null" else list(_first))
     _Loader.add_constructor(_TAG + _name, _construct_plain)
 _Loader.add_constructor(f"{_TAG}map", _construct_mapping)
+_Dumper.add_representer(str, _represent_text)
 _Dumper.add_representer(list, lambda dumper, value: dumper.represent_sequence(f"{_TAG}seq", value, flow_style=True))
 
 

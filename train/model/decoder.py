@@ -20,7 +20,7 @@ from train.config import Model as ModelConfig
 from train.model.attention import document_attention
 from train.model.documents import Documents
 
-_WAVELENGTH = 10000  # of the slowest rotation, as in RoFormer
+_BASE = 10000  # of the geometric row of wavelengths, as in RoFormer
 
 
 class Rotation:
@@ -28,7 +28,7 @@ class Rotation:
 
     def __init__(self, positions_T: torch.Tensor, width: int) -> None:
         channels = torch.arange(0, width, 2, device=positions_T.device, dtype=torch.float32)
-        angles_T1W = torch.outer(positions_T.float(), _WAVELENGTH ** (-channels / width))[:, None]
+        angles_T1W = torch.outer(positions_T.float(), _BASE ** (-channels / width))[:, None]
         self.cosine_T1W, self.sine_T1W = angles_T1W.cos(), angles_T1W.sin()  # W: half a head
 
     def __call__(self, x_THW: torch.Tensor) -> torch.Tensor:

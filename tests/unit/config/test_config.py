@@ -287,7 +287,7 @@ def test_a_dumped_config_loads_back_equal(tmp_path_factory, path, seed, learning
 
 
 @pytest.mark.parametrize(
-    "path", ["1e4", "on", "null", "~", "010", "0.5", "数据/中文", "a: b", "# c", " x ", "=", "1_0"]
+    "path", ["1e4", "on", "null", "~", "010", "0.5", "数据/中文", "a: b", "# c", " x ", "=", "1_0", "a\x85b"]
 )
 def test_text_that_looks_like_something_else_survives_the_dump(load, path):
     """Reference: the text itself."""
