@@ -98,7 +98,7 @@ def test_every_kind_of_bad_record_is_counted(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("cut.jsonl.gz", gzip.compress(as_jsonl(TEXTS))[:-20]),
+        ("cut.jsonl.gz", gzip.compress(as_jsonl(TEXTS), mtime=0)[:-20]),
         ("no.jsonl.gz", b"this is no gzip"),
         ("cut.jsonl.zst", zstandard.ZstdCompressor().compress(as_jsonl(TEXTS))[:-20]),
         ("no.jsonl.zst", b"this is no zstd"),
@@ -106,6 +106,7 @@ def test_every_kind_of_bad_record_is_counted(tmp_path):
         ("object.json", b'{"text": "x"}'),
         ("latin.json", '["é"]'.encode("latin-1")),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_file_damaged_as_a_whole_is_named(tmp_path, name, content):
     """Not silently half read: the rest of it would be missing."""
