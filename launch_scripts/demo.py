@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+import yaml
+
 CONFIG = Path("configs/demo.yaml")
 SENTENCES = (
     "Return the [MASK] of the file.",
@@ -26,6 +28,10 @@ def main() -> int:
     options = _options()
     work: Path = options.directory
     data, run, model = work / "data", work / "run", work / "model"
+    if model.exists() and _finished(run, options.steps):
+        print(f"The demo is done; everything is in {work}. Remove that folder to see it again.")
+        _closing(data, run, model, 0)
+        return 0
     data.mkdir(parents=True, exist_ok=True)
     children = Children()
     began = time.monotonic()
@@ -77,6 +83,15 @@ class Children:
             self._child.send_signal(number)
 
 
+def _finished(run: Path, steps: int | None) -> bool:
+    """Whether the newest checkpoint is that of the last step."""
+    latest = run / "checkpoints" / "latest"
+    if not latest.exists():
+        return False
+    wanted = steps or yaml.safe_load(CONFIG.read_text())["run"]["steps"]
+    return int(latest.read_text().strip().removeprefix("step-")) >= wanted
+
+
 def _collect(data: Path) -> list[object]:
     return ["data_pipeline", "stdlib-docs", "--output", data / "docs.jsonl"]
 
@@ -122,7 +137,8 @@ def _closing(data: Path, run: Path, model: Path, seconds: float) -> None:
     for head, name in (("mlm", "masked language model"), ("reconstruction", "reconstruction (MAE)")):
         loss, own, guess = (last[f"validation_{head}_{key}"] for key in ("loss", "accuracy", "most_frequent_accuracy"))
         print(f"{name:28}{loss:8.3f}{own:12.1%}{guess:22.1%}")
-    print(f"\n{speed:,.0f} tokens/s in training; this call took {seconds:.0f} s.\n")
+    took = f"; this call took {seconds:.0f} s" if seconds else ""
+    print(f"\n{speed:,.0f} tokens/s in training{took}.\n")
     program = Path(sys.executable)
     bin_folder = program.parent.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program.parent
     print("To go on:")

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import ROOT, command
+from e2e_commands import ROOT, command
 
 
 def one_line(done, code: int) -> str:

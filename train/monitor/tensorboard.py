@@ -41,7 +41,8 @@ class Curves:
 
 
 def _tag(name: str) -> str:
+    """Curves of one kind stand side by side: loss/mlm beside loss/validation_mlm."""
     if name in _GROUPS:
         return _GROUPS[name]
-    split, _, rest = name.partition("_")
-    return f"validation/{rest}" if split == "validation" else f"train/{name}"
+    what, _, kind = name.rpartition("_")
+    return f"{kind}/{what or 'total'}" if kind in ("loss", "accuracy") else f"other/{name}"

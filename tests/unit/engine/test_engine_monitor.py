@@ -226,11 +226,11 @@ def test_curves_show_each_step_once_and_in_order_after_restarts(tmp_path, lives)
     expected = list(range(1, 19))
     records = {record["step"]: record for record in read_metrics(tmp_path / "metrics.jsonl")}
     assert list(records) == expected
-    for tag, name in (("train/loss", "loss"), ("optimizer/learning_rate", "learning_rate")):
+    for tag, name in (("loss/total", "loss"), ("optimizer/learning_rate", "learning_rate")):
         events = curves.Scalars(tag)
         assert [event.step for event in events] == expected
         assert [event.value for event in events] == [records[step][name] for step in expected]
-    assert [event.step for event in curves.Scalars("validation/mlm_loss")] == [6, 12, 18]
+    assert [event.step for event in curves.Scalars("loss/validation_mlm")] == [6, 12, 18]
 
 
 def test_a_resume_from_step_0_leaves_no_old_curve(tmp_path, lives):
@@ -240,7 +240,7 @@ def test_a_resume_from_step_0_leaves_no_old_curve(tmp_path, lives):
     lives(0, 9)
     lives(0, 3)
     curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [event.step for event in curves.Scalars("train/loss")] == [1, 2, 3]
+    assert [event.step for event in curves.Scalars("loss/total")] == [1, 2, 3]
     assert last_step(tmp_path / "metrics.jsonl") == 3
 
 
