@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from train.model.cpu_bf16 import lacks_bf16
 from train.model.documents import Documents
 
 NAME = "bertmae_documents"
@@ -31,6 +32,9 @@ def document_attention(
     """
     if query_THW.is_cuda and query_THW.dtype in (torch.bfloat16, torch.float16):
         return _flash(query_THW, key_THW, value_THW, documents, scale)
+    dtype = query_THW.dtype
+    if not query_THW.is_cuda and dtype == torch.bfloat16 and lacks_bf16():
+        query_THW, key_THW, value_THW = query_THW.float(), key_THW.float(), value_THW.float()
     lengths = documents.lengths_D.tolist()
     pieces = zip(
         query_THW.transpose(0, 1).split(lengths, dim=1),
@@ -43,7 +47,7 @@ def document_attention(
         F.scaled_dot_product_attention(q_HtW[None], k_HtW[None], v_HtW[None], scale=scale)[0]
         for q_HtW, k_HtW, v_HtW in pieces
     ]
-    return torch.cat(outputs, dim=1).transpose(0, 1)
+    return torch.cat(outputs, dim=1).transpose(0, 1).to(dtype)
 
 
 def _flash(

@@ -13,9 +13,15 @@ import torch
 
 
 @cache
+def lacks_bf16() -> bool:
+    """Whether this processor has no instructions for bf16 products."""
+    return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@cache
 def speed_up_bf16_products() -> torch.library.Library | None:
     """Replace the two products that linear layers call, where the processor needs it; the answer keeps them alive."""
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if not lacks_bf16():
         return None
     library = torch.library.Library("aten", "IMPL")
     with warnings.catch_warnings():

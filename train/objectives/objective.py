@@ -59,7 +59,8 @@ class Objective(nn.Module):
 
 def score(logits_NV: torch.Tensor, targets_N: torch.Tensor, most_frequent_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(sum of the cross-entropy in fp32, [own hits, hits of the most frequent token]) of one head."""
-    loss = F.cross_entropy(logits_NV.float(), targets_N, reduction="sum")
+    logits_NV = logits_NV.float()
+    loss = F.cross_entropy(logits_NV, targets_N, reduction="sum")
     own = (logits_NV.detach().argmax(-1) == targets_N).sum()
     return loss, torch.stack([own, (targets_N == most_frequent_id).sum()])
 
