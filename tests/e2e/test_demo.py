@@ -13,7 +13,7 @@ def demo(folder, *words) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_demo_goes_from_text_to_filled_masks_and_says_at_once_when_it_is_done(tmp_path):
-    """Reference: the table compares with always guessing the most frequent token; 20 steps teach nothing, 900 do."""
+    """Reference: the table compares with always guessing the most frequent token; 20 steps teach nothing, 1200 do."""
     done = demo(tmp_path)
     assert done.returncode == 0, done.stderr
     documents = (tmp_path / "data" / "docs.jsonl").read_bytes()
