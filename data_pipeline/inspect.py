@@ -10,6 +10,7 @@ from data_pipeline.report import counted, megabytes
 from data_pipeline.shards import map_shard, read_block, word_starts
 from data_pipeline.tokenizer import load_tokenizer
 
+TOKENS_SHOWN = 300  # of a document: a novel would fill the terminal
 PIECE_MARK = "·"  # between the pieces of a word
 
 
@@ -34,7 +35,10 @@ def describe(manifest: Manifest) -> Iterator[str]:
 
 
 def documents(manifest: Manifest, split: str) -> Iterator[str]:
-    """The documents of a split, words apart, the pieces of a word joined by PIECE_MARK; DataError for damage."""
+    """The documents of a split, words apart, pieces of a word joined by PIECE_MARK, at most TOKENS_SHOWN.
+
+    Raises DataError for damage.
+    """
     vocabulary = load_tokenizer(manifest.tokenizer_folder).vocabulary
     if len(vocabulary) != manifest.vocabulary_size:
         raise DataError(f"{manifest.tokenizer_folder}: {len(vocabulary)} tokens, not {manifest.vocabulary_size}")
@@ -43,8 +47,10 @@ def documents(manifest: Manifest, split: str) -> Iterator[str]:
         for entry in shard.blocks:
             block = read_block(content[entry.offset : entry.offset + entry.bytes], entry.tokens, entry.documents)
             starts_T = word_starts(block)
-            for start, end in zip(block.offsets_D1[:-1], block.offsets_D1[1:], strict=True):
-                yield _words([vocabulary[i] for i in block.ids_T[start:end]], starts_T[start:end].tolist())
+            for start, end in zip(block.offsets_D1[:-1].tolist(), block.offsets_D1[1:].tolist(), strict=True):
+                shown = min(end, start + TOKENS_SHOWN)
+                words = _words([vocabulary[i] for i in block.ids_T[start:shown]], starts_T[start:shown].tolist())
+                yield words if shown == end else f"{words} ... ({counted(end - shown, 'more token')})"
 
 
 def _words(tokens: list[str], starts: list[bool]) -> str:
