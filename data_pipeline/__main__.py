@@ -3,13 +3,16 @@
 import argparse
 import os
 import sys
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from data_pipeline.errors import BertmaeError, UserError
+
+if TYPE_CHECKING:
+    from data_pipeline.filters import Filters
 
 
 class _Parser(argparse.ArgumentParser):
@@ -59,7 +62,7 @@ def _stdlib_docs_options(command: argparse.ArgumentParser) -> None:
 
 
 def _tokenizer_options(command: argparse.ArgumentParser) -> None:
-    _add_inputs(command)
+    _add_inputs(command, required=True)
     command.add_argument("--output", type=Path, required=True, metavar="DIR")
     command.add_argument(
         "--vocab-size", type=_positive, default=30522, metavar="N", help="tokens at most (%(default)s)"
@@ -73,7 +76,9 @@ def _tokenizer_options(command: argparse.ArgumentParser) -> None:
 
 
 def _build_options(command: argparse.ArgumentParser) -> None:
-    _add_inputs(command)
+    from data_pipeline.segment import DEFAULT, NAMES
+
+    _add_inputs(command, required=False)
     command.add_argument(
         "--tokenizer", type=Path, required=True, metavar="DIR", help="folder with tokenizer.json, or a BERT vocab.txt"
     )
@@ -85,7 +90,21 @@ def _build_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--shard-blocks", type=_positive, default=64, metavar="N", help="blocks of 1 MiB a shard (%(default)s)"
     )
-    command.add_argument("--source", default="text", metavar="NAME", help="name of the source (%(default)s)")
+    command.add_argument(
+        "--source",
+        action="append",
+        default=[],
+        metavar="NAME[=PATH]",
+        help="NAME=PATH: one more file, folder or glob with its source's name, as often as needed; "
+        "NAME alone: the name of the --input ones (text)",
+    )
+    _add_filters(command)
+    command.add_argument(
+        "--word-segmenter",
+        choices=NAMES,
+        default=DEFAULT,
+        help="finds the words of texts with Chinese characters, for whole-word masking (%(default)s)",
+    )
     command.add_argument("--restart", action="store_true", help="remove the data set in DIR and build it anew")
     command.set_defaults(run=_build)
 
@@ -102,16 +121,67 @@ def _inspect_options(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=_inspect)
 
 
-def _add_inputs(command: argparse.ArgumentParser) -> None:
+def _add_inputs(command: argparse.ArgumentParser, required: bool) -> None:
+    from data_pipeline.formats import FORMATS, TXT_DOCUMENTS
+    from data_pipeline.sources import DEFAULT_MAX_DOCUMENT_BYTES, OVERSIZED_RULES
+
     command.add_argument(
         "--input",
         type=Path,
         nargs="+",
-        required=True,
-        metavar="FILE",
-        help=".jsonl (an object a line), .json (an array), .txt (blank lines between documents); each also .gz or .zst",
+        required=required,
+        default=[],
+        metavar="PATH",
+        help=f"files, folders and globs of {', '.join(FORMATS)}; the first four also .gz or .zst",
     )
-    command.add_argument("--text-field", default="text", metavar="NAME", help="field of the text (%(default)s)")
+    command.add_argument("--text-field", default="text", metavar="NAME", help="field or column (%(default)s)")
+    command.add_argument(
+        "--txt-documents", choices=TXT_DOCUMENTS, default="block", help="a document of .txt (%(default)s: blank lines)"
+    )
+    command.add_argument(
+        "--max-document-bytes",
+        type=_positive,
+        default=DEFAULT_MAX_DOCUMENT_BYTES,
+        metavar="N",
+        help="of a record in its file: no more is held in memory (%(default)s)",
+    )
+    command.add_argument(
+        "--oversized",
+        choices=OVERSIZED_RULES,
+        default="drop",
+        help="what happens to a larger one; .jsonl, .json and .csv are always dropped (%(default)s)",
+    )
+    command.add_argument(
+        "--strict", action="store_true", help="the first damaged record or file, or stray character, is an error"
+    )
+
+
+def _add_filters(command: argparse.ArgumentParser) -> None:
+    from data_pipeline.filters import NAMES, Filters
+
+    usual = Filters()
+    command.add_argument(
+        "--filters", default="all", metavar="NAMES", help=f"none, all or some of {','.join(NAMES)} (%(default)s)"
+    )
+    for name, text in (
+        ("min_characters", "filter length"),
+        ("max_characters", "filter length"),
+        ("max_symbol_share", "filter symbols: share of the characters"),
+        ("max_digit_share", "filter digits: share of the characters"),
+        ("max_repeated_lines", "filter repeated-lines: share of the lines"),
+        ("max_repeated_line_characters", "filter repeated-lines: share of the characters"),
+        ("max_top_ngrams", "filter repeated-ngrams: share in the most frequent 2-, 3-, 4-gram"),
+        ("max_repeated_ngrams", "filter repeated-ngrams: share in 5- to 10-grams that stood before"),
+    ):
+        value = getattr(usual, name)
+        shares = len(value) if isinstance(value, tuple) else 0
+        command.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=_shares(shares) if shares else _share if isinstance(value, float) else _count,
+            default=value,
+            metavar=",".join(["F"] * shares) if shares else "F" if isinstance(value, float) else "N",
+            help=f"{text} ({','.join(map(str, value)) if shares else value})",
+        )
 
 
 def _add_workers(command: argparse.ArgumentParser) -> None:
@@ -129,6 +199,26 @@ def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1")
+    return value
+
+
+def _shares(number: int) -> Callable[[str], tuple[float, ...]]:
+    def shares(text: str) -> tuple[float, ...]:
+        values = tuple(_share(part) for part in text.split(","))
+        if len(values) != number:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {number} shares with commas between them")
+        return values
+
+    return shares
 
 
 def _positive(text: str) -> int:
@@ -150,30 +240,60 @@ def _stdlib_docs(options: argparse.Namespace) -> int:
 
 
 def _tokenizer(options: argparse.Namespace) -> int:
-    from data_pipeline.report import dropped_sentence
-    from data_pipeline.sources import describe_inputs
+    from data_pipeline.inputs import find_inputs
+    from data_pipeline.notes import Notes
+    from data_pipeline.report import examples_json, problems
+    from data_pipeline.sources import Reading
     from data_pipeline.texts import read_texts
     from data_pipeline.tokenizer import check_free, save_tokenizer, train_wordpiece
 
     check_free(options.output)
-    describe_inputs(options.input)
-    dropped: Counter[str] = Counter()
-    tokenizer = train_wordpiece(
-        lambda: read_texts(options.input, options.text_field, dropped),
-        options.vocab_size,
-        options.min_frequency,
-        options.cased,
+    found = Notes()
+    inputs = find_inputs([("text", path) for path in options.input], found, options.strict)
+    notes = Notes()
+    reading = Reading(
+        options.text_field, options.txt_documents, options.max_document_bytes, options.oversized, options.strict
     )
+
+    def texts() -> Iterator[str]:
+        nonlocal notes
+        notes = Notes()  # anew in every pass over the texts
+        notes.update(found)
+        return read_texts(inputs, reading, notes)
+
+    tokenizer = train_wordpiece(texts, options.vocab_size, options.min_frequency, options.cased)
     save_tokenizer(tokenizer, options.output)
-    if dropped:
-        print(dropped_sentence(dropped))
+    for sentence in problems(notes.dropped, notes.changed, notes.files, examples_json(notes)):
+        print(sentence)
     print(f"Wrote a WordPiece tokenizer of {len(tokenizer.vocabulary):,} tokens to {options.output}.")
     return 0
+
+
+def _sources(options: argparse.Namespace) -> tuple[str, tuple[tuple[str, Path], ...]]:
+    """The name of the --input files, and the (name, path) pairs of --source."""
+    names = [given for given in options.source if "=" not in given]
+    pairs = [given.partition("=") for given in options.source if "=" in given]
+    wrong = [f"{name}={path}" for name, _, path in pairs if not name or not path]
+    if wrong or len(names) > 1 or "" in names:
+        raise UserError(f"--source {(wrong or names[-1:])[0]}: give NAME=PATH, or once NAME for what --input names")
+    if not options.input and not pairs:
+        raise UserError(
+            "nothing to read: give --input PATH or --source NAME=PATH (python -m data_pipeline build --help)"
+        )
+    return names[0] if names else "text", tuple((name, Path(path)) for name, _, path in pairs)
+
+
+def _filters(options: argparse.Namespace) -> "Filters":
+    from data_pipeline.filters import Filters, chosen
+
+    thresholds = {field.name: getattr(options, field.name) for field in fields(Filters) if field.name != "names"}
+    return Filters(names=chosen(options.filters), **thresholds)
 
 
 def _build(options: argparse.Namespace) -> int:
     from data_pipeline.build import BuildOptions, build
 
+    source, named_inputs = _sources(options)
     given = BuildOptions(
         inputs=tuple(options.input),
         tokenizer=options.tokenizer,
@@ -182,7 +302,14 @@ def _build(options: argparse.Namespace) -> int:
         text_field=options.text_field,
         validation_fraction=options.validation_fraction,
         shard_blocks=options.shard_blocks,
-        source=options.source,
+        source=source,
+        named_inputs=named_inputs,
+        txt_documents=options.txt_documents,
+        max_document_bytes=options.max_document_bytes,
+        oversized=options.oversized,
+        strict=options.strict,
+        filters=_filters(options),
+        word_segmenter=options.word_segmenter,
         restart=options.restart,
     )
     for sentence in build(given):

@@ -40,6 +40,12 @@ class SplitWriter:
         self._block_tokens += ids_t.size
         self._documents += 1
 
+    def begin_source(self, source: str) -> None:
+        """What follows comes from `source`; a block holds documents of one source only."""
+        if self._ids and source != self._source:
+            self._end_block()
+        self._source = source
+
     def finish(self) -> Split:
         """Write what is open and return the split's part of the manifest."""
         if self._ids:

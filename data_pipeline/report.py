@@ -1,44 +1,56 @@
 """What a build did, in numbers for report.json and in sentences for the terminal."""
 
-from collections import Counter
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from data_pipeline.manifest import Split
+from data_pipeline.notes import Notes
+
+PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
+_SHOWN_CHARACTERS = 80  # of an example on the terminal
 
 
 @dataclass(slots=True)
 class Tally:
-    """Counts that grow while documents go by."""
+    """Counts of one source that grow while documents go by."""
 
-    dropped: Counter[str] = field(default_factory=Counter)  # documents, by reason
+    notes: Notes = field(default_factory=Notes)
     text_bytes: int = 0  # of kept documents, UTF-8, after cleaning
     words: int = 0
     unknown: int = 0  # tokens that are [UNK]
-    lengths: list[int] = field(default_factory=list)  # tokens of each kept document
+    lengths: "array[int]" = field(default_factory=lambda: array("q"))  # tokens of each kept document
+
+    def update(self, other: "Tally") -> None:
+        """Add the counts of another source."""
+        self.notes.update(other.notes)
+        self.text_bytes += other.text_bytes
+        self.words += other.words
+        self.unknown += other.unknown
+        self.lengths += other.lengths
 
 
-def summarize(tally: Tally, splits: dict[str, Split], input_bytes: int) -> dict[str, Any]:
+def total(tallies: Mapping[str, Tally], found: Notes) -> Tally:
+    """The sum over the sources and over `found`, the notes on files that no source's documents come from."""
+    result = Tally()
+    result.notes.update(found)
+    for tally in tallies.values():
+        result.update(tally)
+    return result
+
+
+def summarize(tallies: Mapping[str, Tally], found: Notes, splits: dict[str, Split], input_bytes: int) -> dict[str, Any]:
     """The content of report.json; nothing in it depends on the machine or on the number of workers."""
-    tokens = sum(tally.lengths)
-    kept, dropped = len(tally.lengths), sum(tally.dropped.values())
+    whole = total(tallies, found)
     return {
         "input_bytes": input_bytes,
-        "documents_read": kept + dropped,
-        "documents_kept": kept,
-        "documents_dropped": dict(sorted(tally.dropped.items())),
-        "text_bytes": tally.text_bytes,
-        "tokens": tokens,
-        "words": tally.words,
-        "tokens_per_word": round(tokens / tally.words, 4),
-        "unknown_share": round(tally.unknown / tokens, 6),
-        "document_tokens_percentiles": {
-            str(percent): int(np.percentile(tally.lengths, percent, method="nearest"))
-            for percent in (0, 5, 25, 50, 75, 95, 100)
-        },
+        **_statistics(whole),
+        "files_skipped": dict(sorted(whole.notes.files.items())),
+        "examples": examples_json(whole.notes),
+        "sources": {source: _statistics(tally) for source, tally in tallies.items()},
         "splits": {
             name: {
                 "documents": split.documents,
@@ -52,32 +64,98 @@ def summarize(tally: Tally, splits: dict[str, Split], input_bytes: int) -> dict[
     }
 
 
-def sentences(report: dict[str, Any]) -> list[str]:
+def _statistics(tally: Tally) -> dict[str, Any]:
+    tokens, kept = sum(tally.lengths), len(tally.lengths)
+    return {
+        "documents_read": kept + tally.notes.dropped.total(),
+        "documents_kept": kept,
+        "documents_dropped": dict(sorted(tally.notes.dropped.items())),
+        "documents_changed": dict(sorted(tally.notes.changed.items())),
+        "text_bytes": tally.text_bytes,
+        "tokens": tokens,
+        "words": tally.words,
+        "tokens_per_word": round(tokens / max(1, tally.words), 4),
+        "unknown_share": round(tally.unknown / max(1, tokens), 6),
+        "document_tokens_percentiles": {
+            str(percent): int(np.percentile(tally.lengths, percent, method="nearest")) if kept else 0
+            for percent in PERCENTILES
+        },
+    }
+
+
+def sentences(report: dict[str, Any]) -> Iterator[str]:
     """`report` for people, a sentence a line."""
-    lengths = report["document_tokens_percentiles"]
-    lines = [
-        f"Read {counted(report['documents_read'], 'document')} from {megabytes(report['input_bytes'])} of input.",
-        f"Kept {counted(report['documents_kept'], 'document')}, {megabytes(report['text_bytes'])} of text: "
-        f"{counted(report['tokens'], 'token')}, {report['tokens_per_word']:.2f} per word, "
-        f"{report['unknown_share']:.3%} of them [UNK].",
-        f"A document has {lengths['0']:,} to {lengths['100']:,} tokens, half of them at most {lengths['50']:,}.",
-    ]
-    if dropped := report["documents_dropped"]:
-        lines.insert(1, dropped_sentence(dropped))
+    yield f"Read {counted(report['documents_read'], 'document')} from {megabytes(report['input_bytes'])} of input."
+    yield from problems(
+        report["documents_dropped"], report["documents_changed"], report["files_skipped"], report["examples"]
+    )
+    yield f"Kept {_kept(report)}"
+    if len(report["sources"]) > 1:
+        for source, statistics in report["sources"].items():
+            dropped = sum(statistics["documents_dropped"].values())
+            yield f"Source {source}: {_kept(statistics)} Dropped {dropped:,}."
     for name, split in report["splits"].items():
         if split["documents"]:
-            lines.append(
+            yield (
                 f"Split {name}: {counted(split['documents'], 'document')}, {counted(split['tokens'], 'token')} in "
                 f"{counted(split['blocks'], 'block')}, {counted(split['shards'], 'shard')}, "
                 f"{megabytes(split['shard_bytes'])}."
             )
-    return lines
+
+
+def _kept(statistics: dict[str, Any]) -> str:
+    lengths = statistics["document_tokens_percentiles"]
+    return (
+        f"{counted(statistics['documents_kept'], 'document')}, {megabytes(statistics['text_bytes'])} of text: "
+        f"{counted(statistics['tokens'], 'token')}, {statistics['tokens_per_word']:.2f} per word, "
+        f"{statistics['unknown_share']:.3%} of them [UNK]; {lengths['0']:,} to {lengths['100']:,} a document, "
+        f"half of them at most {lengths['50']:,}, 19 of 20 at most {lengths['95']:,}."
+    )
+
+
+def _examples(examples: Mapping[str, list[dict[str, Any]]]) -> Iterator[str]:
+    """Each example in a line; control characters, which a terminal might obey, as escapes."""
+    for reason, found in examples.items():
+        for example in found:
+            place = f"{example['file']}:{example['line']}" if "line" in example else example["file"]
+            measure = f" ({example['measure']})" if "measure" in example else ""
+            yield f"  {reason}{measure}: {_printable(place)}: {_printable(example.get('text', ''))}"
+
+
+def _printable(text: str) -> str:
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:_SHOWN_CHARACTERS])
+    return shown + ("..." if len(text) > _SHOWN_CHARACTERS else "")
 
 
 def dropped_sentence(dropped: Mapping[str, int]) -> str:
     """ "Dropped 3 documents: 2 exact duplicate, 1 not JSON." """
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()))
-    return f"Dropped {counted(sum(dropped.values()), 'document')}: {reasons or 'the inputs are empty'}."
+    reasons = _reasons(dropped) or "the inputs are empty"
+    return f"Dropped {counted(sum(dropped.values()), 'document')}: {reasons}."
+
+
+def problems(
+    dropped: Mapping[str, int],
+    changed: Mapping[str, int],
+    files: Mapping[str, int],
+    examples: Mapping[str, list[dict[str, Any]]],
+) -> Iterator[str]:
+    """What became of records and files, in sentences with examples; nothing when all is well."""
+    if dropped:
+        yield dropped_sentence(dropped)
+    if changed:
+        yield f"Changed in cleaning, by documents: {_reasons(changed)}."
+    if files:
+        yield f"Files skipped or read in part: {_reasons(files)}."
+    yield from _examples(examples)
+
+
+def examples_json(notes: Notes) -> dict[str, list[dict[str, Any]]]:
+    """The examples by reason, for report.json."""
+    return {reason: [example.as_json() for example in notes.examples[reason]] for reason in sorted(notes.examples)}
+
+
+def _reasons(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items()))
 
 
 def counted(number: int, noun: str) -> str:

@@ -1,34 +1,72 @@
-"""From the raw records of a unit to cleaned texts, and the count of what is no text by reason."""
+"""From the raw records of a unit to cleaned, filtered texts, and the notes on what was dropped or changed."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from data_pipeline.clean import clean
-from data_pipeline.sources import BadRecordError, Unit, read_units, record_text
+from data_pipeline.clean import clean, unwanted_kinds
+from data_pipeline.errors import DataError
+from data_pipeline.formats import Record
+from data_pipeline.inputs import Input
+from data_pipeline.notes import Example, Notes, excerpt
+from data_pipeline.sources import BadRecordError, Reading, Unit, read_units, record_text
+
+EMPTY = "empty after cleaning"
+_NO_MISTAKES = ("blank line",)  # --strict lets them pass
 
 
-def clean_texts(unit: Unit, text_field: str) -> tuple[list[str], Counter[str]]:
-    """The cleaned texts of a unit in their order, none of them empty, and the dropped records by reason."""
+def clean_texts(unit: Unit) -> tuple[list[str], Notes]:
+    """The texts of a unit in their order, cleaned, none of them empty, and the notes on the rest.
+
+    With `strict` the first record, character or file that is not in order is a DataError with file and line.
+    """
     texts: list[str] = []
-    dropped: Counter[str] = Counter()
+    notes = Notes()
     for record in unit.records:
-        try:
-            text = clean(record_text(unit.format, record, text_field))
-        except BadRecordError as error:
-            dropped[str(error)] += 1
+        text = _text(unit, record, notes)
+        if text is None:
             continue
-        if text:
+        failed = unit.reading.filters.failed(text) if text else None
+        if failed:
+            notes.add(notes.dropped, f"filter {failed.name}", _example(unit, record, text, failed.measure))
+        elif text:
             texts.append(text)
         else:
-            dropped["empty after cleaning"] += 1
-    return texts, dropped
+            notes.add(notes.dropped, EMPTY, _example(unit, record))
+    if unit.problem:
+        reason, details = unit.problem
+        _refuse_if_strict(unit, 0, f"{reason}: {details}")
+        notes.add(notes.files, reason, Example(unit.input.source, unit.input.name, 0, details))
+    return texts, notes
 
 
-def read_texts(paths: Sequence[Path], text_field: str, dropped: Counter[str]) -> Iterator[str]:
-    """All cleaned texts of all files in order; `dropped` counts the records that are none, anew in every pass."""
-    dropped.clear()
-    for unit in read_units(paths):
-        texts, dropped_here = clean_texts(unit, text_field)
-        dropped.update(dropped_here)
+def read_texts(inputs: Sequence[Input], reading: Reading, notes: Notes) -> Iterator[str]:
+    """All texts of all files in order, and in `notes` what became of the rest."""
+    for unit in read_units(inputs, reading):
+        texts, of_unit = clean_texts(unit)
+        notes.update(of_unit)
         yield from texts
+
+
+def _text(unit: Unit, record: Record, notes: Notes) -> str | None:
+    """The cleaned text of a record, or None; both with their notes."""
+    try:
+        raw, repairs = record_text(unit, record)
+    except BadRecordError as error:
+        reason = str(error)
+        if reason not in _NO_MISTAKES:
+            _refuse_if_strict(unit, record.line, reason)
+        notes.add(notes.dropped, reason, _example(unit, record))
+        return None
+    for reason in dict.fromkeys([*repairs, *unwanted_kinds(raw)]):
+        _refuse_if_strict(unit, record.line, reason)
+        notes.add(notes.changed, reason, _example(unit, record))
+    return clean(raw)
+
+
+def _example(unit: Unit, record: Record, text: str | None = None, measure: str = "") -> Example:
+    return Example(unit.input.source, unit.input.name, record.line, excerpt(text or record.content), measure)
+
+
+def _refuse_if_strict(unit: Unit, line: int, reason: str) -> None:
+    if unit.reading.strict:
+        place = f"{unit.input.path}, line {line:,}" if line else str(unit.input.path)
+        raise DataError(f"{place}: {reason} (--strict)")

@@ -166,12 +166,12 @@ def test_a_finished_set_is_recognised_and_another_refused(tmp_path, build_set, t
 
 
 def test_a_failing_build_leaves_only_the_lock(tmp_path, build_set, texts):
-    """A damaged second input stops the build after documents of the first were written."""
+    """With --strict a damaged second input stops the build after documents of the first were written."""
     broken = tmp_path / "broken.json"
     broken.write_text("[")
     good = tmp_path / "set.jsonl"
     with pytest.raises(DataError, match=r"broken\.json"):
-        build_set(texts, inputs=(good, broken))
+        build_set(texts, inputs=(good, broken), strict=True)
     assert [path.name for path in (tmp_path / "set").iterdir()] == [LOCK_NAME]
 
 
@@ -337,3 +337,87 @@ def test_real_text_and_hostile_text_are_tokenizers_own_ids(build_set, vocabulary
     report = json.loads((directory / "report.json").read_text())
     assert report["documents_read"] == len(texts)
     assert Counter(report["documents_dropped"]).total() == len(texts) - len(expected)
+
+
+def test_sources_are_named_counted_and_never_share_a_block(tmp_path, build_set, write_jsonl, texts):
+    """Reference: the two corpora written; the same bytes with two workers."""
+    (tmp_path / "zh").mkdir()
+    for number in range(2):
+        (tmp_path / "zh" / f"{number}.txt").write_text("\n\n".join(f"中 国 {number} {i}" for i in range(50)))
+    english = write_jsonl(tmp_path / "en.jsonl", texts[:100])
+    inputs = {"inputs": (), "named_inputs": (("zh", tmp_path / "zh"), ("en", english), ("zh", english))}
+    first = build_set([], name="one", **inputs)
+    report = json.loads((first / "report.json").read_text())
+    assert {name: source["documents_kept"] for name, source in report["sources"].items()} == {"zh": 200, "en": 0}
+    assert report["sources"]["en"]["documents_dropped"] == {"exact duplicate": 100}
+    second = build_set([], name="two", inputs=(english,), source="en", named_inputs=(("zh", tmp_path / "zh"),))
+    with tarfile.open(second / "train-000000.tar") as tar:
+        blocks = [json.load(tar.extractfile(member)) for member in tar if member.name.endswith(".json")]
+    assert [(block["source"], block["documents"]) for block in blocks] == [("en", 100), ("zh", 100)]
+    inputs = load_manifest(second).settings["inputs"]
+    assert [(entry["name"], entry["source"]) for entry in inputs] == [
+        ("en.jsonl", "en"),
+        ("0.txt", "zh"),
+        ("1.txt", "zh"),
+    ]
+    again = build_set([], name="3", inputs=(english,), source="en", named_inputs=(("zh", tmp_path / "zh"),), workers=2)
+    assert folder_bytes(again) == folder_bytes(second)
+
+
+def test_the_report_names_what_was_dropped_with_examples(tmp_path, run_cli, vocab_txt):
+    """A folder with something of everything: exit 0, every reason with count and example, no raw control characters."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_bytes(b"the cat runs\n\n====!!!!\n\n\xff\n\nmat\x1b[31m the cat\n\n1234567\n\nab")
+    (tmp_path / "in" / "b.jsonl").write_bytes(b"{\n" * 5)
+    (tmp_path / "in" / "c.gz").write_bytes(b"")
+    (tmp_path / "in" / "d.csv").write_bytes(b"")
+    command = ["build", "--input", tmp_path / "in", "--tokenizer", vocab_txt, "--workers", 2, "--output"]
+    done = run_cli(*command, tmp_path / "set")
+    assert (done.returncode, done.stderr) == (0, "")
+    report = json.loads((tmp_path / "set" / "report.json").read_text())
+    assert report["documents_dropped"] == {
+        "filter digits": 1,
+        "filter length": 1,
+        "filter symbols": 1,
+        "not JSON": 5,
+        "not UTF-8": 1,
+    }
+    assert report["documents_changed"] == {"control characters": 1}
+    assert report["files_skipped"] == {"empty": 1, "unknown kind": 1}
+    assert {reason: len(examples) for reason, examples in report["examples"].items() if len(examples) != 1} == {
+        "not JSON": 3
+    }
+    assert report["examples"]["filter symbols"] == [
+        {"source": "text", "file": "a.txt", "line": 3, "text": "====!!!!", "measure": "100% symbols"}
+    ]
+    assert "filter digits (100% digits): a.txt:9: 1234567" in done.stdout
+    assert "\x1b" not in done.stdout
+    assert run_cli(*command, tmp_path / "all", "--filters", "none").returncode == 0
+    assert load_manifest(tmp_path / "all").settings["filters"] == {"names": []}
+    assert load_manifest(tmp_path / "all").splits["train"].documents == 5
+    strict = run_cli(*command, tmp_path / "strict", "--strict")
+    assert (strict.returncode, strict.stderr.count("\n")) == (3, 1)
+
+
+def test_progress_is_lines_elsewhere_and_a_bar_on_a_terminal():
+    """Reference: the numbers given; the time left is that of the mean rate."""
+    import io
+
+    from data_pipeline.progress import progress
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    for stream, every in ((io.StringIO(), 0.0), (Terminal(), 0.0), (io.StringIO(), 60.0)):
+        with progress(4_000_000, stream, every) as add:
+            add(1_000_000, 10, 500_000)
+            add(1_000_000, 10, 500_000)
+        shown = stream.getvalue()
+        if every:
+            assert shown == ""
+        else:
+            assert "20 documents, 1.0 M tokens" in shown
+        if not every and not stream.isatty():
+            assert shown.splitlines()[1].startswith("build: 2.00 MB of 4.00 MB (50%), 20 documents")
+            assert shown.endswith("0:00:00 left\n")

@@ -3,7 +3,6 @@
 import gzip
 import json
 import unicodedata
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,11 @@ from hypothesis import strategies as st
 from data_pipeline.clean import clean
 from data_pipeline.dedup import SeenTexts, digest, is_validation
 from data_pipeline.errors import DataError, UserError
-from data_pipeline.sources import describe_inputs, read_units
-from data_pipeline.texts import clean_texts, read_texts
+from data_pipeline.formats import FORMATS
+from data_pipeline.inputs import find_inputs
+from data_pipeline.notes import Notes
+from data_pipeline.sources import Reading, read_units
+from data_pipeline.texts import read_texts
 
 DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 TEXTS = ["one\ntwo", "深度学习", "Straße “quoted” 🙂", "x" * 3000]
@@ -39,33 +41,104 @@ def zstd_frames(content):
     return compress(content[:100]) + compress(content[100:])
 
 
-@pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
-@pytest.mark.parametrize(("suffix", "write"), [(".jsonl", as_jsonl), (".json", as_json), (".txt", as_txt)])
+def as_csv(texts):
+    import csv
+    import io
+
+    file = io.StringIO()
+    csv.writer(file).writerows([["id", "text"], *([str(number), text] for number, text in enumerate(texts))])
+    return file.getvalue().encode()
+
+
+def as_parquet(texts):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    sink = pyarrow.BufferOutputStream()
+    parquet.write_table(pyarrow.table({"id": range(len(texts)), "text": texts}), sink, row_group_size=2)
+    return sink.getvalue().to_pybytes()
+
+
+def as_arrow(texts, kind="new_stream"):
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.table({"text": pyarrow.array(texts).dictionary_encode(), "id": range(len(texts))})
+    sink = pyarrow.BufferOutputStream()
+    with getattr(pyarrow.ipc, kind)(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    return sink.getvalue().to_pybytes()
+
+
+def read_all(*paths, unit_bytes=None, **options):
+    """(texts, notes) of files in their order."""
+    notes = Notes()
+    inputs = find_inputs([("text", path) for path in paths], notes, options.get("strict", False))
+    return list(read_texts(inputs, Reading(**options), notes)), notes
+
+
+PACK = {"": bytes, ".gz": gzip.compress, ".zst": zstd_frames}
+
+
+@pytest.mark.parametrize("compression", PACK)
+@pytest.mark.parametrize(
+    ("suffix", "write"), [(".jsonl", as_jsonl), (".json", as_json), (".txt", as_txt), (".csv", as_csv)]
+)
 def test_every_format_and_compression_gives_the_same_texts(tmp_path, suffix, write, compression):
     """Reference: the texts that were written."""
-    pack = {"": bytes, ".gz": gzip.compress, ".zst": zstd_frames}[compression]
     path = tmp_path / f"corpus{suffix}{compression}"
-    path.write_bytes(pack(write(TEXTS)))
-    dropped = Counter()
-    assert list(read_texts([path], "text", dropped)) == TEXTS
-    assert not dropped
+    path.write_bytes(PACK[compression](write(TEXTS)))
+    assert read_all(path) == (TEXTS, Notes())
+
+
+@pytest.mark.parametrize(
+    ("suffix", "write"),
+    [(".parquet", as_parquet), (".arrow", as_arrow), (".arrow", lambda texts: as_arrow(texts, "new_file"))],
+    ids=["parquet", "arrow stream", "arrow file"],
+)
+def test_a_column_gives_its_texts_and_what_is_none_is_counted(tmp_path, suffix, write):
+    """Reference: the texts that were written; a null, an oversized text and a missing column are named."""
+    path = tmp_path / f"corpus{suffix}"
+    path.write_bytes(write([*TEXTS, None, "y" * 5000]))
+    texts, notes = read_all(path, max_document_bytes=4000)
+    assert texts == TEXTS
+    assert notes.dropped == {"field 'text' is not a string": 1, "larger than --max-document-bytes": 1}
+    assert [example.line for example in notes.examples["larger than --max-document-bytes"]] == [6]
+    assert read_all(path, max_document_bytes=4000, oversized="cut")[0] == [*TEXTS, "y" * 4000]
+    texts, notes = read_all(path, text_field="body")
+    assert (texts, notes.files) == ([], {"no text column": 1})
+    units = list(read_units(find_inputs([("text", path)], Notes(), False), Reading(), 1))
+    assert sum(unit.read for unit in units) == path.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"), [("block", ["a\nb", "c"]), ("line", ["a", "b", "c"]), ("file", ["a\nb\n \n\nc"])]
+)
+def test_a_txt_file_is_documents_by_option(tmp_path, rule, expected):
+    """Reference: written by hand; blank lines are none, and counted where a line is a document."""
+    (tmp_path / "a.txt").write_bytes(b"a\nb\n \n\nc\n")
+    texts, notes = read_all(tmp_path / "a.txt", txt_documents=rule)
+    assert texts == expected
+    assert notes.dropped.total() == (2 if rule == "line" else 0)
 
 
 @given(st.lists(st.binary(max_size=30).filter(lambda line: b"\n" not in line), max_size=30), st.integers(1, 60))
 def test_units_hold_every_line_once_in_order(tmp_path_factory, lines, unit_bytes):
     """Reference: bytes.split, at any size of a unit."""
     path = tmp_path_factory.mktemp("lines") / "corpus.jsonl"
-    content = b"\n".join(lines)
+    content = b"{" + b"\n".join(lines)
     path.write_bytes(content)
-    expected = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    expected = content.split(b"\n")
     expected = expected[:-1] if expected[-1] == b"" else expected  # a last line without its line feed is a line
-    units = list(read_units([path], unit_bytes))
-    assert [record for unit in units for record in unit.records] == expected
-    assert sum(unit.read for unit in units) == (len(content) if expected else 0)
+    inputs = find_inputs([("text", path)], Notes(), False)
+    units = [unit for unit in read_units(inputs, Reading(), unit_bytes) if unit.problem is None]
+    if units:  # and not taken for a binary file
+        found = [record for unit in units for record in unit.records]
+        assert [record.content for record in found] == expected
+        assert [record.line for record in found] == list(range(1, len(expected) + 1))
+        assert sum(unit.read for unit in units) == len(content)
 
 
 def test_every_kind_of_bad_record_is_counted(tmp_path):
-    """Reference: the bad lines written, one or more of each kind."""
+    """Reference: the bad lines written, one or more of each kind; the examples say on which line."""
     lines = [
         b'\xef\xbb\xbf{"text": "first"}',
         b"",
@@ -82,9 +155,9 @@ def test_every_kind_of_bad_record_is_counted(tmp_path):
     ]
     path = tmp_path / "corpus.jsonl"
     path.write_bytes(b"\n".join(lines))
-    dropped = Counter()
-    assert list(read_texts([path], "text", dropped)) == ["first", "abc\nd"]
-    assert dropped == {
+    texts, notes = read_all(path)
+    assert texts == ["first", "abc\nd"]
+    assert notes.dropped == {
         "blank line": 2,
         "not JSON": 2,
         "not UTF-8": 1,
@@ -93,6 +166,41 @@ def test_every_kind_of_bad_record_is_counted(tmp_path):
         "field 'text' is not a string": 2,
         "empty after cleaning": 1,
     }
+    assert notes.changed == {"byte-order mark": 1, "NUL": 2, "lone surrogates": 2, "control characters": 1}
+    assert [(example.file, example.line) for example in notes.examples["not JSON"]] == [
+        ("corpus.jsonl", n) for n in (4, 5)
+    ]
+    assert notes.examples["not UTF-8"][0].text == '{"text": "\\xff"}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n\n{', "line 3: not JSON"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}', "line 2: not UTF-8"),
+        ("a.jsonl", b'{"text": "x\\u0000"}', "line 1: NUL"),
+        ("a.jsonl", b'\xef\xbb\xbf{"text": "x"}', "line 1: byte-order mark"),
+        ("a.jsonl", b'{"text": "x"}\n{"txt": "x"}', "line 2: no field 'text'"),
+        ("a.txt", b"x\n\ny\n\nz\x07", "line 5: control characters"),
+        ("a.txt", b"x\n\n" + b"y" * 200, "line 3: larger than --max-document-bytes"),
+        ("a.csv", b'text\nx\n"y\nz"\n"a" b', "line 5: not CSV"),
+        ("a.txt", b"", "empty: no bytes"),
+        ("a.txt", bytes(range(256)), "binary: "),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}')[:-3], "damaged: "),
+    ],
+    ids=range(11),
+)
+def test_strict_makes_the_first_disorder_an_error_with_file_and_line(tmp_path, name, content, reason):
+    """And without it each of them is counted and the rest is read."""
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError) as raised:
+        read_all(path, strict=True, max_document_bytes=100)
+    assert str(path) in str(raised.value)
+    assert reason in str(raised.value)
+    _, notes = read_all(path, max_document_bytes=100)
+    assert notes.dropped.total() + notes.changed.total() + notes.files.total() >= 1
+    assert notes.examples
 
 
 @pytest.mark.parametrize(
@@ -105,28 +213,67 @@ def test_every_kind_of_bad_record_is_counted(tmp_path):
         ("cut.json", as_json(TEXTS)[:-20]),
         ("object.json", b'{"text": "x"}'),
         ("latin.json", '["é"]'.encode("latin-1")),
+        ("no.parquet", b"this is no parquet"),
+        ("no.arrow", b"this is no arrow"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_file_damaged_as_a_whole_is_named(tmp_path, name, content):
-    """Not silently half read: the rest of it would be missing."""
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=name):
-        list(read_units([path]))
+def test_a_file_damaged_as_a_whole_is_named_and_the_next_one_is_read(tmp_path, name, content):
+    """What can be read of it is; that the rest is missing is counted with the file's name."""
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "z.txt").write_text("next")
+    texts, notes = read_all(tmp_path / name, tmp_path / "z.txt")
+    assert texts[-1] == "next"
+    assert texts[:-1] == TEXTS[: len(texts) - 1]
+    assert [example.file for example in notes.examples["damaged"]] == [name]
+
+
+def test_a_large_json_array_is_refused_with_the_way_out(tmp_path, monkeypatch):
+    """Both plain, before the work, and compressed, while it is read."""
+    monkeypatch.setattr("data_pipeline.formats.JSON_BYTES", 1000)
+    (tmp_path / "a.json").write_bytes(as_json(TEXTS))
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(as_json(TEXTS)))
+    for name in ("a.json", "a.json.gz"):
+        with pytest.raises(UserError, match=r"name it \.jsonl"):
+            read_all(tmp_path / name)
 
 
 def test_inputs_that_cannot_be_read_are_refused_before_the_work(tmp_path):
-    """A folder, a missing file, an unknown kind."""
+    """A missing file, an unknown kind, a folder and a glob without inputs."""
     (tmp_path / "notes.docx").write_text("x")
     (tmp_path / "folder.txt").mkdir()
     for path, reason in (
-        (tmp_path / "folder.txt", "not a file"),
+        (tmp_path / "folder.txt", "no input file there"),
+        (tmp_path / "*.jsonl", "no input file there"),
         (tmp_path / "none.txt", "No such file"),
         (tmp_path / "notes.docx", "not a kind of input"),
     ):
         with pytest.raises(UserError, match=reason):
-            describe_inputs([path])
+            find_inputs([("text", path)], Notes(), False)
+
+
+def test_folders_and_globs_give_their_files_sorted_and_count_the_rest(tmp_path):
+    """Reference: the tree written; links are followed, a loop of links ends, a dangling one is counted."""
+    (tmp_path / "in" / "b" / "deep").mkdir(parents=True)
+    for name in ("c.txt", "b/x.jsonl", "b/deep/y.txt", "a.txt.gz", "LICENSE", ".hidden.txt"):
+        (tmp_path / "in" / name).write_text("x")
+    (tmp_path / "in" / "b" / "loop").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "gone.txt").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "in" / "self.txt").symlink_to("self.txt")
+    notes = Notes()
+    found = find_inputs([("one", tmp_path / "in")], notes, False)
+    assert [entry.name for entry in found] == ["a.txt.gz", "b/deep/y.txt", "b/x.jsonl", "c.txt"]
+    assert notes.files == {"folder met twice": 1, "unreadable": 2, "unknown kind": 1, "hidden": 1}
+    globbed = [
+        ("two", tmp_path / "in" / "**" / "*.txt"),
+        ("one", tmp_path / "in" / "c.txt"),
+        ("two", tmp_path / "in/a*"),
+    ]
+    found = find_inputs(globbed, Notes(), False)
+    assert [entry.source for entry in found] == ["two"] * (len(found) - 1) + ["one"]
+    assert {"b/deep/y.txt", "c.txt"} <= {entry.name for entry in found}
+    with pytest.raises(DataError, match="--strict"):
+        find_inputs([("one", tmp_path / "in")], Notes(), True)
 
 
 @given(st.text(st.characters(exclude_categories=[]), max_size=60))
@@ -155,15 +302,61 @@ def test_the_first_of_equal_texts_stays():
     assert [text for text in texts if seen.first_time(digest(text))] == ["a", "b", "c", "d"]
 
 
-def test_hostile_files_never_crash():
-    """Every byte of the hostile files as .txt and as JSON Lines: each record becomes a text or is counted."""
+@pytest.mark.parametrize("rule", ["block", "line", "file"])
+def test_hostile_files_never_crash(tmp_path, rule):
+    """Every hostile file under every text format's name: whole, cut and compressed; nothing vanishes uncounted."""
     files = sorted(path for path in (DATA / "hostile").rglob("*") if path.is_file()) if DATA.is_dir() else []
     if not files:
         pytest.skip("needs ../shared/data/hostile")
-    from data_pipeline.sources import Unit
+    for number, path in enumerate(files):
+        content = path.read_bytes()[:200_000]
+        for suffix in (".txt", ".jsonl", ".json", ".csv", ".parquet", ".arrow"):
+            (tmp_path / f"{number}{suffix}").write_bytes(content)
+    texts, notes = read_all(tmp_path, txt_documents=rule, max_document_bytes=50_000)
+    for text in texts:
+        text.encode()
+    assert len(texts) > len(files) / 2 or rule == "file"
+    assert notes.files["damaged"] >= 2 * len(files)
+    assert set(notes.examples) >= set(notes.dropped) | set(notes.changed) | set(notes.files)
 
-    for path in files:
-        records = path.read_bytes().split(b"\n")
-        for file_format in (".txt", ".jsonl"):
-            texts, dropped = clean_texts(Unit(file_format, records, 0), "text")
-            assert len(texts) + sum(dropped.values()) == len(records)
+
+@given(st.binary(max_size=200), st.sampled_from(FORMATS), st.sampled_from(["", ".gz", ".zst"]), st.integers(1, 300))
+def test_no_bytes_crash_the_reader(tmp_path_factory, content, file_format, compression, limit):
+    """Random bytes as every format, packed rightly: texts, or notes, or both."""
+    compression = "" if file_format in (".parquet", ".arrow") else compression
+    path = tmp_path_factory.mktemp("fuzz") / f"x{file_format}{compression}"
+    path.write_bytes(PACK[compression](content))
+    texts, notes = read_all(path, max_document_bytes=limit, oversized="cut")
+    assert all(texts)
+    if not content:
+        assert notes.files
+
+
+def test_a_huge_line_is_held_to_the_limit(tmp_path):
+    """A line of 300 MB out of 30 KB of zstd: the peak of the memory stays far below it, and the next line is read."""
+    import tracemalloc
+
+    compressor = zstandard.ZstdCompressor(level=1).compressobj()
+    with (tmp_path / "a.txt.zst").open("wb") as file:
+        for _ in range(300):
+            file.write(compressor.compress(b"x" * 1_000_000))
+        file.write(compressor.compress(b"\nnext") + compressor.flush())
+    for oversized, expected in (("drop", ["next"]), ("cut", ["x" * 1000, "next"])):
+        tracemalloc.start()
+        texts, notes = read_all(
+            tmp_path / "a.txt.zst", txt_documents="line", max_document_bytes=1000, oversized=oversized
+        )
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert texts == expected
+        assert notes.dropped.total() + notes.changed.total() == 1
+        assert peak < 100e6
+
+
+def test_a_cut_falls_between_characters(tmp_path):
+    """Reference: bytes.decode with errors ignored, at every limit."""
+    content = "a深é🙂b".encode()
+    (tmp_path / "a.txt").write_bytes(content)
+    for limit in range(1, len(content)):
+        expected = content[:limit].decode(errors="ignore")
+        assert read_all(tmp_path / "a.txt", max_document_bytes=limit, oversized="cut")[0] == [expected]

@@ -1,0 +1,242 @@
+"""Named filters: documents that are no prose by length, symbols, digits or repetition are dropped.
+
+The repetition rules are those of Rae et al. 2021 (Gopher), table A1, with limits that leave clean documentation alone:
+twice theirs for lines and the most frequent n-grams, four times theirs for repeated n-grams. Where a document is
+Chinese, Japanese or Korean, a character stands for half a word.
+Legend: U units of a document (its words, or its characters where it is CJK), C characters.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.errors import UserError
+
+RULES = "Gopher lists, CJK by characters"  # stands in the manifest: change it when the outcome changes
+NAMES = ("length", "symbols", "digits", "repeated-lines", "repeated-ngrams")
+CJK_SHARE = 0.3  # of the characters that are no white space: from here on a document counts as CJK
+MIN_LINES = 10  # fewer are too few to speak of repetition
+MIN_WORDS = 100
+_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
+_CJK_PATTERN = re.compile(f"[{_CJK}]")
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, bits well mixed: the base of the rolling hash
+
+Words = tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]  # ids_U, characters of each unit
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Why a document is dropped: the filter's name and what it measured."""
+
+    name: str
+    measure: str
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Chosen filters and their thresholds. Shares are from 0 to 1; a document above one of them is dropped."""
+
+    names: tuple[str, ...] = NAMES
+    min_characters: int = 5
+    max_characters: int = 5_000_000
+    max_symbol_share: float = 0.5  # of the characters that are no white space
+    max_digit_share: float = 0.5
+    max_repeated_lines: float = 0.6  # lines that stood before, of all lines
+    max_repeated_line_characters: float = 0.4  # the same in characters
+    max_top_ngrams: tuple[float, ...] = (0.40, 0.36, 0.32)  # characters in the most frequent 2-, 3-, 4-gram
+    max_repeated_ngrams: tuple[float, ...] = (0.60, 0.56, 0.52, 0.48, 0.44, 0.40)  # in 5- to 10-grams met before
+
+    @classmethod
+    def none(cls) -> "Filters":
+        """No filter at all."""
+        return cls(names=())
+
+    def failed(self, text: str) -> Failed | None:
+        """The first chosen filter that a cleaned text does not pass, in the order of NAMES."""
+        for name in self.names:
+            measure = _RULES[name](self, text)
+            if measure:
+                return Failed(name, measure)
+        return None
+
+    def settings(self) -> dict[str, Any]:
+        """What stands in the manifest: the chosen names and, if there are any, all thresholds."""
+        return asdict(self) if self.names else {"names": ()}
+
+
+def chosen(text: str) -> tuple[str, ...]:
+    """The names in "none", "all" or "length,digits", in the order of NAMES; UserError for another name."""
+    given = {"none": [], "all": list(NAMES)}.get(text, [name.strip() for name in text.split(",")])
+    unknown = [name for name in given if name not in NAMES]
+    if unknown:
+        raise UserError(f"--filters {text}: no filter {unknown[0]!r}; there are {', '.join(NAMES)}, all, none")
+    return tuple(name for name in NAMES if name in given)
+
+
+def _length(filters: Filters, text: str) -> str:
+    if filters.min_characters <= len(text) <= filters.max_characters:
+        return ""
+    return f"{len(text):,} characters"
+
+
+def _symbols(filters: Filters, text: str) -> str:
+    share = _class_share(text, 1)
+    return f"{share:.0%} symbols" if share > filters.max_symbol_share else ""
+
+
+def _digits(filters: Filters, text: str) -> str:
+    share = _class_share(text, 2)
+    return f"{share:.0%} digits" if share > filters.max_digit_share else ""
+
+
+def _repeated_lines(filters: Filters, text: str) -> str:
+    lines = [line for line in map(str.strip, text.split("\n")) if line]
+    different = set(lines)
+    if len(lines) < MIN_LINES or len(lines) == len(different):
+        return ""
+    share = 1 - len(different) / len(lines)
+    if share > filters.max_repeated_lines:
+        return f"{share:.0%} of the lines repeated"
+    share = 1 - sum(map(len, different)) / sum(map(len, lines))
+    if share > filters.max_repeated_line_characters:
+        return f"{share:.0%} of the characters in repeated lines"
+    return ""
+
+
+def _repeated_ngrams(filters: Filters, text: str) -> str:
+    scale = 2 if is_cjk(text) else 1
+    ids_U, sizes_U = _characters(text) if scale == 2 else _words(text)
+    if len(ids_U) < MIN_WORDS * scale:
+        return ""
+    tops, repeated = filters.max_top_ngrams, filters.max_repeated_ngrams
+    lowest = min(repeated, default=1.0)
+    ends_U1 = np.cumsum(np.concatenate([np.zeros(1, np.int64), sizes_U]))
+    for n, hashes in enumerate(_hashes(ids_U, scale, 2 + len(tops) + len(repeated)), start=2):
+        top = n - 2 < len(tops)
+        limit = tops[n - 2] if top else repeated[n - 2 - len(tops)]
+        if limit >= 1:
+            continue
+        share = _top_share(hashes, ends_U1, limit) if top else _repeated_share(hashes, sizes_U)
+        if share > limit:
+            gram = f"{n}-gram" if scale == 1 else f"{n * scale}-character string"
+            return f"{share:.0%} of the characters in {f'the most frequent {gram}' if top else f'repeated {gram}s'}"
+        if not top and share <= lowest:  # repeated longer n-grams hold repeated shorter ones: no share grows with n
+            break
+    return ""
+
+
+_RULES: dict[str, Callable[[Filters, str], str]] = {
+    "length": _length,
+    "symbols": _symbols,
+    "digits": _digits,
+    "repeated-lines": _repeated_lines,
+    "repeated-ngrams": _repeated_ngrams,
+}
+
+
+def is_cjk(text: str) -> bool:
+    """Whether at least CJK_SHARE of the characters that are no white space are Chinese, Japanese or Korean."""
+    if text.isascii() or not _CJK_PATTERN.search(text):
+        return False
+    classes_C = _classes(text)
+    return bool(np.count_nonzero(classes_C & 4) >= CJK_SHARE * np.count_nonzero(classes_C != 0))
+
+
+def _class_share(text: str, bit: int) -> float:
+    classes_C = _classes(text)
+    return int(np.count_nonzero(classes_C & bit)) / max(1, int(np.count_nonzero(classes_C)))
+
+
+def _classes(text: str) -> npt.NDArray[np.uint8]:
+    """uint8[C]: 0 white space, bit 0 symbol or punctuation, bit 1 digit, bit 2 CJK, bit 3 all else."""
+    classes_C: npt.NDArray[np.uint8] = _class_table()[_codes(text)]
+    return classes_C
+
+
+def _codes(text: str) -> npt.NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le"), np.uint32)
+
+
+@cache
+def _class_table() -> npt.NDArray[np.uint8]:
+    return np.array([_class(chr(code)) for code in range(0x110000)], np.uint8)
+
+
+def _class(character: str) -> int:
+    if character.isspace():
+        return 0
+    category = unicodedata.category(character)
+    if category == "Nd":
+        return 2
+    if category[0] in "PS":
+        return 1
+    return 4 if _CJK_PATTERN.match(character) else 8
+
+
+def _words(text: str) -> Words:
+    words = text.split()
+    numbers: dict[str, int] = {}
+    ids = [numbers.setdefault(word, len(numbers)) for word in words]
+    return np.array(ids, np.uint64), np.fromiter(map(len, words), np.int64, len(words))
+
+
+def _characters(text: str) -> Words:
+    codes_C = _codes(text)
+    ids_U = codes_C[_class_table()[codes_C] != 0].astype(np.uint64)
+    return ids_U, np.ones(len(ids_U), np.int64)
+
+
+def _hashes(ids_U: npt.NDArray[np.uint64], scale: int, end: int) -> Iterator[npt.NDArray[np.uint64]]:
+    """For n = 2, 3 to `end` - 1: a hash of 64 bits for the n * scale units from each start."""
+    hashes = ids_U * _FACTOR
+    for length in range(2, (end - 1) * scale + 1):
+        hashes = (hashes[:-1] ^ (hashes[:-1] >> np.uint64(29))) * _FACTOR + ids_U[length - 1 :]
+        if length % scale == 0 and length >= 2 * scale:
+            yield hashes
+
+
+def _top_share(hashes: npt.NDArray[np.uint64], ends_U1: npt.NDArray[np.int64], limit: float) -> float:
+    """Characters in all occurrences of the n-gram that has most of them, as a share; 0 where it is surely below."""
+    n = len(ends_U1) - len(hashes)
+    sizes = ends_U1[n:] - ends_U1[:-n]
+    # Hashes that share a bucket are counted together: too many, never too few.
+    counts = np.bincount(_buckets(hashes, 1))
+    if int(counts.max()) * int(sizes.max()) <= limit * int(ends_U1[-1]):
+        return 0.0
+    _, first, counts = np.unique(hashes, return_index=True, return_counts=True)
+    return int(np.max(counts * sizes[first] * (counts > 1))) / int(ends_U1[-1])
+
+
+def _repeated_share(hashes: npt.NDArray[np.uint64], sizes_U: npt.NDArray[np.int64]) -> float:
+    """Characters covered by n-grams that occurred before, each character counted once, as a share."""
+    later, n = _occurred_before(hashes), len(sizes_U) - len(hashes) + 1
+    steps = np.zeros(len(sizes_U) + 1, np.int64)
+    steps[: len(hashes)] += later
+    steps[n:] -= later
+    return float(sizes_U[np.cumsum(steps)[:-1] > 0].sum() / sizes_U.sum())
+
+
+def _occurred_before(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Whether each hash stood at an earlier place. A table of first places settles all but a few, a sort those."""
+    buckets, places = _buckets(hashes, 3), np.arange(len(hashes))
+    table = np.empty(int(buckets.max()) + 1, np.int64)
+    table[buckets[::-1]] = places[::-1]
+    first = table[buckets]
+    later: npt.NDArray[np.bool_] = first != places
+    open_places = np.flatnonzero(hashes[first] != hashes)  # the first one of their bucket is another n-gram
+    if open_places.size:
+        _, earliest = np.unique(hashes[open_places], return_index=True)
+        later[open_places[earliest]] = False
+    return later
+
+
+def _buckets(hashes: npt.NDArray[np.uint64], spare_bits: int) -> npt.NDArray[np.int64]:
+    """The upper bits of each hash, as many as number the hashes and `spare_bits` more."""
+    bits = len(hashes).bit_length() + spare_bits
+    return ((hashes * _FACTOR) >> np.uint64(64 - bits)).astype(np.int64)

@@ -1,0 +1,342 @@
+"""File formats: .txt, .jsonl, .json, .csv, .parquet and .arrow files become records, in memory that is bounded."""
+
+import codecs
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from data_pipeline.errors import UserError
+
+FORMATS = (".jsonl", ".json", ".txt", ".csv", ".parquet", ".arrow")
+COMPRESSIONS = ("", ".gz", ".zst")
+TXT_DOCUMENTS = ("block", "line", "file")
+JSON_BYTES = 64 << 20  # of a .json array, which is held in memory; without end as .jsonl
+OVERSIZED = "larger than --max-document-bytes"
+CUT = "cut at --max-document-bytes"
+BOM = "byte-order mark"
+_CHUNK_BYTES = 1 << 20
+_ZSTD_BYTES = 1 << 9  # of compressed input at a time: at the best ratio of zstd this becomes 16 MiB
+_HEAD_BYTES = 8 << 10  # looked at to tell text from binary
+_COLUMN_ROWS = 256  # at a time
+_UTF8_BOM = b"\xef\xbb\xbf"
+
+
+class Record(NamedTuple):
+    """One record of a file, as bytes that a worker turns into a text."""
+
+    line: int  # where it starts, from 1; the row in .parquet and .arrow, the element in .json
+    content: bytes
+    reason: str = ""  # why it is none, when the reader found that
+    repair: str = ""  # what the reader did to it
+    position: int = 0  # bytes of the file read by then, where tell() does not know
+
+
+class FileProblemError(Exception):
+    """A file that cannot be read, or not to its end: the kind for the report, and the details."""
+
+    def __init__(self, kind: str, details: str) -> None:
+        super().__init__(kind, details)
+        self.kind, self.details = kind, details
+
+
+def kind(path: Path) -> tuple[str, str]:
+    """(format, compression) from the file name; UserError when it is unknown."""
+    name = path.name.lower()
+    for compression in COMPRESSIONS:
+        for file_format in FORMATS if not compression else FORMATS[:4]:
+            if name.endswith(file_format + compression):
+                return file_format, compression
+    known = f"{', '.join(FORMATS)}; the first four also with .gz or .zst at the end"
+    raise UserError(f"{path}: not a kind of input that is known: {known}")
+
+
+def check_json_size(path: Path, size: int) -> None:
+    """UserError naming the way out for a .json array of more than JSON_BYTES."""
+    if kind(path)[0] == ".json" and size > JSON_BYTES:
+        raise UserError(
+            f"{path}: a .json array of more than {JSON_BYTES >> 20} MiB is not read; "
+            "write one object a line and name it .jsonl, which may have any size"
+        )
+
+
+def records(path: Path, file: BinaryIO, text_field: str, txt_documents: str, limit: int) -> Iterator[Record]:
+    """The records of a file in order; of one larger than `limit` bytes the first `limit`, with reason OVERSIZED.
+
+    Raises FileProblemError, UserError for a .json array that is too large.
+    """
+    file_format, compression = kind(path)
+    if file_format in (".parquet", ".arrow"):
+        yield from _with_problems_named(_columnar(file_format, file, text_field, limit))
+        return
+    chunks = _checked(_with_problems_named(_chunks(file, compression)))
+    if file_format == ".json":
+        yield from _elements(_whole_array(path, chunks), limit)
+    elif file_format == ".csv":
+        yield from rows(chunks, limit, quotes=True)
+    elif file_format == ".jsonl" or txt_documents == "line":
+        yield from rows(chunks, limit)
+    elif txt_documents == "block":
+        yield from _blocks(rows(chunks, limit), limit)
+    else:
+        yield from _whole(chunks, limit)
+
+
+def cut_at_character(content: bytes) -> bytes:
+    """`content` without the beginning of a character at its end."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        return decoder.decode(content).encode()
+    except UnicodeDecodeError:
+        return content  # is dropped later for what it is
+
+
+def csv_fields(row: str) -> list[str]:
+    """The fields of one row, which may hold line feeds inside quotes. Raises csv.Error."""
+    csv.field_size_limit(max(len(row), csv.field_size_limit()))
+    return next(csv.reader([row], strict=True), [])
+
+
+def rows(chunks: Iterable[bytes], limit: int, quotes: bool = False) -> Iterator[Record]:
+    """The lines without their line feeds, a last line needing none; with `quotes`, line feeds inside "..." stay."""
+    parts: list[bytes] = []
+    size, line, start, inside = 0, 1, 1, False
+    for chunk in chunks:
+        for index, piece in enumerate(chunk.split(b"\n")):
+            if index:
+                line += 1
+                if inside:
+                    piece = b"\n" + piece
+                else:
+                    yield _limited(start, parts, size, limit)
+                    parts, size, start = [], 0, line
+            if size <= limit:
+                parts.append(piece[: limit + 1 - size])
+            size += len(piece)
+            if quotes and piece.count(b'"') % 2:
+                inside = not inside
+    if size:
+        yield _limited(start, parts, size, limit)
+
+
+def _limited(line: int, parts: list[bytes], size: int, limit: int) -> Record:
+    content = b"".join(parts)
+    return Record(line, content) if size <= limit else Record(line, content[:limit], OVERSIZED)
+
+
+def _blocks(lines: Iterable[Record], limit: int) -> Iterator[Record]:
+    """Runs of lines between blank lines: one document each."""
+    block: list[bytes] = []
+    size = start = 0
+    for line in lines:
+        if line.reason or line.content.strip():
+            start = start if block else line.line
+            if size <= limit:
+                block.append(line.content if not block else b"\n" + line.content)
+            size += len(line.content) + 1 + bool(line.reason)
+        elif block:
+            yield _limited(start, block, size - 1, limit)
+            block, size = [], 0
+    if block:
+        yield _limited(start, block, size - 1, limit)
+
+
+def _whole(chunks: Iterable[bytes], limit: int) -> Iterator[Record]:
+    parts: list[bytes] = []
+    size = 0
+    for chunk in chunks:
+        if size <= limit:
+            parts.append(chunk)
+        size += len(chunk)
+    yield _limited(1, parts, size, limit)
+
+
+def _whole_array(path: Path, chunks: Iterable[bytes]) -> str:
+    content = bytearray()
+    for chunk in chunks:
+        content += chunk
+        check_json_size(path, len(content))
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise FileProblemError("damaged", f"not UTF-8 at byte {error.start:,}") from error
+
+
+def _elements(text: str, limit: int) -> Iterator[Record]:
+    """The elements of a JSON array as JSON texts."""
+    space, decode, number = json.decoder.WHITESPACE, json.JSONDecoder().raw_decode, 0  # type: ignore[attr-defined]
+    repair = BOM if text.startswith("\ufeff") else ""
+    end = space.match(text, len(repair and "\ufeff")).end()
+    if text[end : end + 1] != "[":
+        raise FileProblemError("damaged", "not a JSON array; a file with one object a line is named .jsonl")
+    end = space.match(text, end + 1).end()
+    if text[end : end + 1] == "]":
+        return
+    while True:
+        start = end
+        try:
+            _, end = decode(text, start)
+        except (ValueError, RecursionError) as error:
+            raise FileProblemError("damaged", f"not JSON at character {start:,}") from error
+        number += 1
+        content = text[start:end].encode(errors="surrogatepass")
+        yield Record(number, content[:limit], OVERSIZED if len(content) > limit else "", repair)
+        repair, end = "", space.match(text, end).end()
+        if text[end : end + 1] == "]":
+            return
+        if text[end : end + 1] != ",":
+            raise FileProblemError("damaged", f"not JSON at character {end:,}")
+        end = space.match(text, end + 1).end()
+
+
+def _columnar(file_format: str, file: BinaryIO, text_field: str, limit: int) -> Iterator[Record]:
+    """The rows of one column; only that column is read."""
+    row = 0
+    for column, position in _parquet(file, text_field) if file_format == ".parquet" else _arrow(file, text_field):
+        for content in _values(column, text_field):
+            row += 1
+            if content is None:
+                yield Record(row, b"", f"field {text_field!r} is not a string", position=position)
+            elif len(content) > limit:
+                yield Record(row, content[:limit], OVERSIZED, position=position)
+            else:
+                yield Record(row, content, position=position)
+
+
+def _parquet(file: BinaryIO, text_field: str) -> Iterator[tuple[Any, int]]:
+    import pyarrow.parquet as parquet  # type: ignore[import-untyped]
+
+    table = parquet.ParquetFile(file, memory_map=False, buffer_size=_CHUNK_BYTES, pre_buffer=False)
+    size, total, done = _size(file), max(1, table.metadata.num_rows), 0
+    _check_column(table.schema_arrow, text_field)
+    for batch in table.iter_batches(_COLUMN_ROWS, columns=[text_field], use_threads=False):
+        done += batch.num_rows
+        yield batch.column(text_field), size * done // total
+
+
+def _arrow(file: BinaryIO, text_field: str) -> Iterator[tuple[Any, int]]:
+    """Both kinds of .arrow: files, and the streams that the `datasets` library saves."""
+    import pyarrow
+
+    magic = file.read(6)
+    file.seek(0)
+    if magic == b"ARROW1":
+        reader = pyarrow.ipc.open_file(file)
+        batches: Iterable[Any] = (reader.get_batch(index) for index in range(reader.num_record_batches))
+    else:
+        reader = batches = pyarrow.ipc.open_stream(file)
+    _check_column(reader.schema, text_field)
+    for batch in batches:
+        for start in range(0, batch.num_rows, _COLUMN_ROWS):
+            yield batch.column(text_field).slice(start, _COLUMN_ROWS), file.tell()
+
+
+def _check_column(schema: Any, text_field: str) -> None:
+    if text_field not in schema.names:
+        raise FileProblemError("no text column", f"no column {text_field!r}, but {', '.join(schema.names)}")
+
+
+def _values(column: Any, text_field: str) -> list[bytes | None]:
+    import pyarrow
+
+    if pyarrow.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    try:
+        values: list[bytes | None] = column.cast(pyarrow.large_binary()).to_pylist()
+    except pyarrow.ArrowNotImplementedError as error:
+        raise FileProblemError("no text column", f"column {text_field!r} holds {column.type}, not text") from error
+    return values
+
+
+def _size(file: BinaryIO) -> int:
+    position = file.tell()
+    size = file.seek(0, 2)
+    file.seek(position)
+    return size
+
+
+def _checked(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """`chunks`, when they are text."""
+    head = b""
+    for chunk in chunks:
+        head += chunk
+        if len(head) >= _HEAD_BYTES:
+            break
+    if not head:
+        raise FileProblemError("empty", "no bytes")
+    if _is_binary(head[:_HEAD_BYTES]):
+        raise FileProblemError("binary", "zero bytes among what is no UTF-8, or UTF-16; text is read as UTF-8")
+    yield head
+    yield from chunks
+
+
+def _is_binary(head: bytes) -> bool:
+    """Zero bytes alone may be dirt in a text: they are a sign with other bytes that no text has, or in numbers."""
+    zeros = head.count(0)
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or zeros > len(head) // 10 + 8:
+        return True
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return zeros > 0
+    return False
+
+
+def _chunks(file: BinaryIO, compression: str) -> Iterator[bytes]:
+    if compression == ".zst":
+        yield from _gathered(_zstd_pieces(file))
+        return
+    reader: Any = gzip.GzipFile(fileobj=file) if compression == ".gz" else file
+    while chunk := reader.read(_CHUNK_BYTES):
+        yield chunk
+
+
+def _zstd_pieces(file: BinaryIO) -> Iterator[bytes]:
+    # Not stream_reader: it takes a truncated file for a finished one.
+    import zstandard
+
+    decompressor, whole = zstandard.ZstdDecompressor().decompressobj(), True
+    while chunk := file.read(_ZSTD_BYTES):
+        while chunk:
+            yield decompressor.decompress(chunk)
+            whole, chunk = decompressor.eof, decompressor.unused_data
+            if whole:
+                decompressor = zstandard.ZstdDecompressor().decompressobj()
+    if not whole:
+        raise EOFError("the file ends inside a frame")
+
+
+def _gathered(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """`pieces`, joined to about _CHUNK_BYTES; what came before an error comes before it."""
+    held: list[bytes] = []
+    size = 0
+    try:
+        for piece in pieces:
+            held.append(piece)
+            size += len(piece)
+            if size >= _CHUNK_BYTES:
+                yield b"".join(held)
+                held, size = [], 0
+    except Exception:
+        yield b"".join(held)
+        raise
+    yield b"".join(held)
+
+
+def _with_problems_named(parts: Iterator[Any]) -> Iterator[Any]:
+    """`parts`, with the errors of the disk, the decompressors and pyarrow as FileProblemError."""
+    try:
+        yield from parts
+    except (OSError, EOFError, zlib.error) as error:
+        raise FileProblemError("damaged", f"cannot be read to its end: {error}") from error
+    except Exception as error:
+        if not _of_optional_library(type(error)):  # imported only where they are needed
+            raise
+        raise FileProblemError("damaged", f"cannot be read to its end: {error}") from error
+
+
+def _of_optional_library(kind: type) -> bool:
+    return kind.__name__ == "ZstdError" or kind.__module__.startswith("pyarrow")

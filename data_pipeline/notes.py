@@ -1,0 +1,58 @@
+"""What happened to records and files on the way: counts by reason, each with its first few examples."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+EXAMPLES = 3  # kept for each reason
+EXAMPLE_CHARACTERS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One record or file, with what people need to find it again."""
+
+    source: str
+    file: str
+    line: int  # of its start in the file, from 1; a row where the format has rows; 0 for the file as a whole
+    text: str  # its first EXAMPLE_CHARACTERS characters, or why the file was skipped
+    measure: str = ""  # what a filter measured
+
+    def as_json(self) -> dict[str, Any]:
+        """The example for report.json; what is empty is left out."""
+        fields = {"source": self.source, "file": self.file, "line": self.line}
+        fields |= {"text": self.text, "measure": self.measure}
+        return {name: value for name, value in fields.items() if value}
+
+
+@dataclass(slots=True)
+class Notes:
+    """Counts by reason: documents dropped, documents changed and kept, files skipped or given up."""
+
+    dropped: Counter[str] = field(default_factory=Counter)
+    changed: Counter[str] = field(default_factory=Counter)
+    files: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[Example]] = field(default_factory=dict)
+
+    def add(self, counts: Counter[str], reason: str, example: Example) -> None:
+        """Count one more in `counts`, which is one of this object's, and keep the example while there is room."""
+        counts[reason] += 1
+        kept = self.examples.setdefault(reason, [])
+        if len(kept) < EXAMPLES:
+            kept.append(example)
+
+    def update(self, other: "Notes") -> None:
+        """Add what comes later in the order of the input."""
+        self.dropped.update(other.dropped)
+        self.changed.update(other.changed)
+        self.files.update(other.files)
+        for reason, examples in other.examples.items():
+            kept = self.examples.setdefault(reason, [])
+            kept += examples[: EXAMPLES - len(kept)]
+
+
+def excerpt(content: bytes | str) -> str:
+    """The first characters of a record; bytes that are no UTF-8 are shown as \\xff."""
+    if isinstance(content, str):
+        return content[:EXAMPLE_CHARACTERS]
+    return content[: 4 * EXAMPLE_CHARACTERS].decode(errors="backslashreplace")[:EXAMPLE_CHARACTERS]

@@ -1,0 +1,125 @@
+"""Word starts: whole Chinese words of a segmenter, untouched alphabets; compared with a loop over offsets."""
+
+import functools
+import random
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from data_pipeline.encode import make_encoder
+from data_pipeline.segment import describe_segmenter, open_segmenter
+from data_pipeline.tokenizer import open_tokenizer, train_wordpiece
+from data_pipeline.wordpiece import WordPiece, why_slow
+from data_pipeline.words import IDEOGRAPH, join_segments, starting_ids
+
+TEXTS = [
+    "北京大学的学生在图书馆里学习自然语言处理技术。",
+    "中华人民共和国国务院总理周恩来，1949年10月1日！",
+    "用 Python3 写代码, don't panic: T恤和卡拉OK很好 AA制\u3000二〇〇八年",
+    "Café naïve running runs\n中国\n\nthe cat's 猫 \u200b狗\u0301 [MASK]马",
+    "𠀀𠀁 豈更 ㈠ 한국어 ひらがなカタカナ漢字かな交じり文 👩‍👩‍👧家庭",
+    "\u0301中\u200b国\ufe0f人\xad民 a\u200bb中\x00国",
+]
+
+
+@functools.cache
+def tokenizer_json():
+    return train_wordpiece(lambda: TEXTS * 2, 400, 1, False).tokenizer_json
+
+
+@pytest.fixture
+def segment():
+    pytest.importorskip("rjieba")
+    return open_segmenter("jieba")
+
+
+def slow_starts(text, segment):
+    """A token starts a word unless it has ## or its segment, with an ideograph, has the word before it too."""
+    tokenizer = Tokenizer.from_str(tokenizer_json())
+    tokenizer.encode_special_tokens = True
+    encoding = tokenizer.encode(text, add_special_tokens=False)
+    segment_of = [number for number, word in enumerate(segment(text)) for _ in word]
+    words = segment(text)
+    starts, before = [], None
+    for token, (first, _) in zip(encoding.tokens, encoding.offsets, strict=True):
+        if token.startswith("##"):
+            starts.append(False)
+            continue
+        number = segment_of[first]
+        starts.append(number != before or not IDEOGRAPH.search(words[number]))
+        before = number
+    return encoding.ids, starts
+
+
+def ours(text, segment):
+    tokenizer = open_tokenizer(tokenizer_json())
+    wordpiece = WordPiece(tokenizer, fast=not why_slow(tokenizer))
+    vocabulary = [tokenizer.id_to_token(number) for number in range(tokenizer.get_vocab_size())]
+    ids_t = wordpiece.ids(text)
+    starts_t = starting_ids(vocabulary, "##")[ids_t]
+    join_segments(text, segment, wordpiece.word_positions(text), starts_t)
+    return ids_t.tolist(), starts_t.tolist()
+
+
+def test_words_are_those_of_the_segmenter(segment):
+    """Reference: the slow loop, on texts made to go wrong and random mixtures of their characters."""
+    rng = random.Random(0)
+    characters = list("".join(TEXTS))
+    texts = TEXTS + ["".join(rng.choices(characters, k=rng.randint(1, 60))) for _ in range(600)]
+    texts += [" ".join(rng.choices(TEXTS, k=400))]
+    for text in texts:
+        assert ours(text, segment) == slow_starts(text, segment), text[:100]
+
+
+def test_words_of_any_length_are_whole():
+    """Reference: a segmenter that says what is one word."""
+    text = "我爱中华人民共和国，T恤 ok"
+    segments = ["我", "爱", "中华人民共和国", "，", "T恤", " ", "ok"]
+    _, starts = ours(text, lambda _: segments)
+    assert starts[:10] == [True, True, True, False, False, False, False, False, False, True]
+    vocabulary = Tokenizer.from_str(tokenizer_json())
+    tokens = vocabulary.encode("t", add_special_tokens=False).tokens
+    assert starts[10 : 10 + len(tokens) + 1] == [True, *[False] * len(tokens)]
+
+
+def test_segments_joined_are_the_text(segment):
+    """Reference: the text; the positions of words rest on it."""
+    rng = random.Random(1)
+    alphabet = [*"".join(TEXTS), *"\r\n\t\0", "\u2028", "\U0010ffff"]
+    for text in [*TEXTS, "", *("".join(rng.choices(alphabet, k=50)) for _ in range(500))]:
+        assert "".join(segment(text)) == text
+
+
+def test_a_text_without_ideographs_is_left_to_the_pieces():
+    """Reference: the rule of the alphabets; the segmenter would cut Python3.11 and don't otherwise."""
+    pytest.importorskip("rjieba")
+    from data_pipeline.encode import _Encoder
+
+    text = "don't use Python3.11 ひらがな 한국어"
+    encoder = _Encoder(tokenizer_json(), "jieba", fast=False)
+    ids_t = encoder._wordpiece.ids(text)
+    tokens = [Tokenizer.from_str(tokenizer_json()).id_to_token(int(number)) for number in ids_t]
+    expected = [not token.startswith("##") for token in tokens]
+    np.testing.assert_array_equal(encoder._word_starts(text, ids_t), expected)
+
+
+def test_no_segmenter_leaves_every_ideograph_a_word(segment):
+    """Reference: the ids, which are the same with and without; counts of words."""
+    from data_pipeline.encode import _Encoder
+
+    text = TEXTS[0]
+    with_it, without = (_Encoder(tokenizer_json(), name, fast=False) for name in ("jieba", "none"))
+    ids_t = without._wordpiece.ids(text)
+    np.testing.assert_array_equal(ids_t, with_it._wordpiece.ids(text))
+    assert without._word_starts(text, ids_t).all()
+    assert with_it._word_starts(text, ids_t).sum() == len(segment(text))
+
+
+def test_the_manifest_names_the_segmenter_and_its_version(segment):
+    """Another version may find other words."""
+    assert describe_segmenter("none") == "none"
+    name, package, version = describe_segmenter("jieba").split()
+    assert (name, package) == ("jieba", "(rjieba")
+    assert version[0].isdigit()
+    assert callable(make_encoder(tokenizer_json(), "jieba", False))
