@@ -3,8 +3,8 @@
 He et al. 2021 ("Masked Autoencoders Are Scalable Vision Learners", section 3) and Meng et al. 2023
 ("Representation Deficiency in Masked Language Modeling", the same for text): states of kept tokens go back to their
 places, one learned vector stands at every dropped place. Positions are rotations of queries and keys (Su et al. 2021,
-"RoFormer"): with them a small model left the loss of the token frequencies behind after a third of the tokens that
-positions added to the states needed.
+"RoFormer"): after 1.5 M tokens a small model's reconstruction loss was 5.70 nats, where positions added to the states
+gave 5.97, hardly below that of the token frequencies.
 
 Legend: T tokens, K kept tokens, N targets, E encoder width, D decoder width, H heads, W width of a head, V vocabulary.
 """
