@@ -18,8 +18,11 @@ setup(
         "tensorboard>=2.20",
         "mpi4py>=4.1",
         "numpy>=2.0",
+        "py3langid>=0.4.0",
         "pydantic>=2.10",
         "pyyaml>=6.0",
+        # Its hashes decide which documents are near duplicates: another version may find others.
+        "rensa==0.5.0",
         "rjieba>=0.2.2",
         "safetensors>=0.7",
         "tokenizers>=0.22",
@@ -30,7 +33,9 @@ setup(
     extras_require={
         # Ids are compared with those of tokenizers for just this version; without it tokenizing is slower.
         "fast": ["tokie==0.1.4"],
-        "test": ["hypothesis>=6.150", "mypy>=2.0", "pytest>=9.0", "pytest-xdist>=3.8", "ruff>=0.15"],
+        # An MPI runtime, where the machine has none of its own.
+        "mpi": ["mpich>=5.0"],
+        "test": ["hypothesis>=6.150", "mpich>=5.0", "mypy>=2.0", "pytest>=9.0", "pytest-xdist>=3.8", "ruff>=0.15"],
     },
     entry_points={"console_scripts": ["bertmae=train.console:main"]},
 )
