@@ -1,4 +1,4 @@
-"""Named filters: documents that are no prose by length, symbols, digits or repetition are dropped.
+"""Named filters: documents that are no prose by length, symbols, digits or repetition, or in another language, go.
 
 The repetition rules are those of Rae et al. 2021 (Gopher), table A1, with limits that leave clean documentation alone:
 twice theirs for lines and the most frequent n-grams, four times theirs for repeated n-grams. Where a document is
@@ -8,7 +8,7 @@ Legend: U units of a document (its words, or its characters where it is CJK), C 
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
@@ -16,17 +16,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline import language
 from data_pipeline.errors import UserError
 
 RULES = "Gopher lists, CJK by characters"  # stands in the manifest: change it when the outcome changes
-NAMES = ("length", "symbols", "digits", "repeated-lines", "repeated-ngrams")
+NAMES = (
+    "length",
+    "symbols",
+    "digits",
+    "repeated-lines",
+    "repeated-ngrams",
+)  # these are all, where no language is named
+LANGUAGE = "language"  # the last one, as the slowest
 CJK_SHARE = 0.3  # of the characters that are no white space: from here on a document counts as CJK
 MIN_LINES = 10  # fewer are too few to speak of repetition
 MIN_WORDS = 100
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 _CJK_PATTERN = re.compile(f"[{_CJK}]")
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, bits well mixed: the base of the rolling hash
+_FACTOR_32 = np.uint32(0x9E3779B1)
 
+Prints = npt.NDArray[np.uint32]  # in place of ids: the same for equal units, and rarely for others
 Words = tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]  # ids_U, characters of each unit
 
 
@@ -51,6 +61,9 @@ class Filters:
     max_repeated_line_characters: float = 0.4  # the same in characters
     max_top_ngrams: tuple[float, ...] = (0.40, 0.36, 0.32)  # characters in the most frequent 2-, 3-, 4-gram
     max_repeated_ngrams: tuple[float, ...] = (0.60, 0.56, 0.52, 0.48, 0.44, 0.40)  # in 5- to 10-grams met before
+    languages: tuple[
+        str, ...
+    ] = ()  # codes of ISO 639-1 that are kept by the filter language; "und" where none is found
 
     @classmethod
     def none(cls) -> "Filters":
@@ -67,16 +80,25 @@ class Filters:
 
     def settings(self) -> dict[str, Any]:
         """What stands in the manifest: the chosen names and, if there are any, all thresholds."""
-        return asdict(self) if self.names else {"names": ()}
+        if not self.names:
+            return {"names": ()}
+        return asdict(self) | ({"language_model": language.describe()} if LANGUAGE in self.names else {})
 
 
-def chosen(text: str) -> tuple[str, ...]:
-    """The names in "none", "all" or "length,digits", in the order of NAMES; UserError for another name."""
+def chosen(text: str, languages: Sequence[str] = ()) -> tuple[str, ...]:
+    """The names in "none", "all" or "length,digits", in the order of NAMES, and LANGUAGE where `languages` are named.
+
+    Raises UserError for another name, for the filter language without languages, and for an unknown language.
+    """
     given = {"none": [], "all": list(NAMES)}.get(text, [name.strip() for name in text.split(",")])
-    unknown = [name for name in given if name not in NAMES]
+    unknown = [name for name in given if name not in (*NAMES, LANGUAGE)]
     if unknown:
-        raise UserError(f"--filters {text}: no filter {unknown[0]!r}; there are {', '.join(NAMES)}, all, none")
-    return tuple(name for name in NAMES if name in given)
+        there = ", ".join((*NAMES, LANGUAGE))
+        raise UserError(f"--filters {text}: no filter {unknown[0]!r}; there are {there}, all, none")
+    if LANGUAGE in given and not languages:
+        raise UserError(f"--filters {text}: the filter language needs --languages, such as --languages en,zh")
+    language.check(languages)
+    return (*(name for name in NAMES if name in given), *([LANGUAGE] if languages else []))
 
 
 def _length(filters: Filters, text: str) -> str:
@@ -110,10 +132,17 @@ def _repeated_lines(filters: Filters, text: str) -> str:
 
 
 def _repeated_ngrams(filters: Filters, text: str) -> str:
-    scale = 2 if is_cjk(text) else 1
-    ids_U, sizes_U = _characters(text) if scale == 2 else _words(text)
-    if len(ids_U) < MIN_WORDS * scale:
+    codes_C = _codes(text)
+    classes_C = _class_table()[codes_C]
+    scale = 2 if _is_cjk(classes_C) else 1
+    prints = _character_prints(codes_C, classes_C) if scale == 2 else _word_prints(codes_C, classes_C)
+    if prints[0].size < MIN_WORDS * scale or _surely_passes(filters, *prints, scale):
         return ""
+    return _measured_ngrams(filters, text, scale)
+
+
+def _measured_ngrams(filters: Filters, text: str, scale: int) -> str:
+    ids_U, sizes_U = _characters(text) if scale == 2 else _words(text)
     tops, repeated = filters.max_top_ngrams, filters.max_repeated_ngrams
     lowest = min(repeated, default=1.0)
     ends_U1 = np.cumsum(np.concatenate([np.zeros(1, np.int64), sizes_U]))
@@ -131,12 +160,18 @@ def _repeated_ngrams(filters: Filters, text: str) -> str:
     return ""
 
 
+def _language(filters: Filters, text: str) -> str:
+    found = language.detect(text)
+    return "" if found in filters.languages else found
+
+
 _RULES: dict[str, Callable[[Filters, str], str]] = {
     "length": _length,
     "symbols": _symbols,
     "digits": _digits,
     "repeated-lines": _repeated_lines,
     "repeated-ngrams": _repeated_ngrams,
+    LANGUAGE: _language,
 }
 
 
@@ -144,8 +179,12 @@ def is_cjk(text: str) -> bool:
     """Whether at least CJK_SHARE of the characters that are no white space are Chinese, Japanese or Korean."""
     if text.isascii() or not _CJK_PATTERN.search(text):
         return False
-    classes_C = _classes(text)
-    return bool(np.count_nonzero(classes_C & 4) >= CJK_SHARE * np.count_nonzero(classes_C != 0))
+    return _is_cjk(_classes(text))
+
+
+def _is_cjk(classes_C: npt.NDArray[np.uint8]) -> bool:
+    cjk = np.count_nonzero(classes_C & 4)
+    return bool(cjk and cjk >= CJK_SHARE * np.count_nonzero(classes_C))
 
 
 def _class_share(text: str, bit: int) -> float:
@@ -159,7 +198,9 @@ def _classes(text: str) -> npt.NDArray[np.uint8]:
     return classes_C
 
 
-def _codes(text: str) -> npt.NDArray[np.uint32]:
+def _codes(text: str) -> npt.NDArray[Any]:
+    if text.isascii():
+        return np.frombuffer(text.encode(), np.uint8)
     return np.frombuffer(text.encode("utf-32-le"), np.uint32)
 
 
@@ -177,6 +218,63 @@ def _class(character: str) -> int:
     if category[0] in "PS":
         return 1
     return 4 if _CJK_PATTERN.match(character) else 8
+
+
+def _surely_passes(filters: Filters, prints_U: Prints, sizes_U: npt.NDArray[np.int64], scale: int) -> bool:
+    """Whether upper bounds settle that no limit on n-grams is passed; n-grams of equal prints count as equal."""
+    tops, repeated, total = filters.max_top_ngrams, filters.max_repeated_ngrams, int(sizes_U.sum())
+    pairs_P = _joined(prints_U, prints_U, 1)
+    # An n-gram has no more occurrences than any two neighbours in it: so no more characters than its pairs have.
+    heaviest = int(np.bincount(_buckets(pairs_P, 1), sizes_U[:-1] + sizes_U[1:]).max())
+    if any((n * scale + 1) // 2 * heaviest / total > limit for n, limit in enumerate(tops, start=2)):
+        return False
+    # Repeated longer n-grams hold repeated shorter ones: the shortest has the largest share.
+    limit = min(repeated, default=1.0)
+    return limit >= 1 or _repeated_share(_run_prints(prints_U, (2 + len(tops)) * scale), sizes_U) <= limit
+
+
+def _run_prints(prints_U: Prints, length: int) -> Prints:
+    """A print of the `length` units from each start, out of those of 1, 2, 4, 8, ... units."""
+    power, size = prints_U, 1
+    runs, done = prints_U[:0], 0
+    while True:
+        if length & size:
+            runs = _joined(runs, power, done) if done else power
+            done += size
+        if done == length:
+            return runs
+        power, size = _joined(power, power, size), 2 * size
+
+
+def _joined(left: Prints, right: Prints, distance: int) -> Prints:
+    """Prints of what is in `left` and, `distance` units after its start, in `right`."""
+    later = right[distance:]
+    return left[: len(later)] * (_FACTOR_32 + np.uint32(2 * distance)) + later
+
+
+def _word_prints(codes_C: npt.NDArray[Any], classes_C: npt.NDArray[np.uint8]) -> tuple[Prints, npt.NDArray[np.int64]]:
+    """Of each word the sum over its characters, and their number."""
+    inside_C2 = np.zeros(codes_C.size + 2, np.bool_)
+    inside_C2[1:-1] = classes_C != 0
+    edges = np.flatnonzero(inside_C2[1:] != inside_C2[:-1])
+    starts_U, ends_U = edges[::2], edges[1::2]
+    sums_C1 = np.zeros(codes_C.size + 1, np.uint32)
+    np.cumsum(_print_table()[codes_C], out=sums_C1[1:])
+    return sums_C1[ends_U] - sums_C1[starts_U], ends_U - starts_U
+
+
+def _character_prints(
+    codes_C: npt.NDArray[Any], classes_C: npt.NDArray[np.uint8]
+) -> tuple[Prints, npt.NDArray[np.int64]]:
+    prints_U = codes_C[classes_C != 0]
+    return prints_U, np.ones(prints_U.size, np.int64)
+
+
+@cache
+def _print_table() -> Prints:
+    """uint32[0x110000]: numbers without order for characters, whose sums rarely meet."""
+    mixed = np.arange(1, 0x110001, dtype=np.uint64) * _FACTOR
+    return (((mixed ^ (mixed >> np.uint64(29))) * _FACTOR) >> np.uint64(32)).astype(np.uint32)
 
 
 def _words(text: str) -> Words:
@@ -213,19 +311,22 @@ def _top_share(hashes: npt.NDArray[np.uint64], ends_U1: npt.NDArray[np.int64], l
     return int(np.max(counts * sizes[first] * (counts > 1))) / int(ends_U1[-1])
 
 
-def _repeated_share(hashes: npt.NDArray[np.uint64], sizes_U: npt.NDArray[np.int64]) -> float:
+def _repeated_share(hashes: npt.NDArray[Any], sizes_U: npt.NDArray[np.int64]) -> float:
     """Characters covered by n-grams that occurred before, each character counted once, as a share."""
-    later, n = _occurred_before(hashes), len(sizes_U) - len(hashes) + 1
-    steps = np.zeros(len(sizes_U) + 1, np.int64)
-    steps[: len(hashes)] += later
-    steps[n:] -= later
-    return float(sizes_U[np.cumsum(steps)[:-1] > 0].sum() / sizes_U.sum())
+    n, reach = len(sizes_U) - len(hashes) + 1, 1
+    covered_U = np.zeros(len(sizes_U), np.bool_)
+    covered_U[: len(hashes)] = _occurred_before(hashes)
+    while reach < n:
+        step = min(reach, n - reach)
+        covered_U[step:] |= covered_U[:-step]
+        reach += step
+    return int((sizes_U * covered_U).sum()) / int(sizes_U.sum())
 
 
-def _occurred_before(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+def _occurred_before(hashes: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Whether each hash stood at an earlier place. A table of first places settles all but a few, a sort those."""
-    buckets, places = _buckets(hashes, 3), np.arange(len(hashes))
-    table = np.empty(int(buckets.max()) + 1, np.int64)
+    buckets, places = _buckets(hashes, 2), np.arange(len(hashes), dtype=np.int32)
+    table = np.empty(int(buckets.max()) + 1, np.int32)
     table[buckets[::-1]] = places[::-1]
     first = table[buckets]
     later: npt.NDArray[np.bool_] = first != places
@@ -236,7 +337,9 @@ def _occurred_before(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
     return later
 
 
-def _buckets(hashes: npt.NDArray[np.uint64], spare_bits: int) -> npt.NDArray[np.int64]:
+def _buckets(hashes: npt.NDArray[Any], spare_bits: int) -> npt.NDArray[np.int64]:
     """The upper bits of each hash, as many as number the hashes and `spare_bits` more."""
     bits = len(hashes).bit_length() + spare_bits
+    if hashes.dtype == np.uint32:
+        return ((hashes * _FACTOR_32) >> np.uint32(max(0, 32 - bits))).astype(np.int64)
     return ((hashes * _FACTOR) >> np.uint64(64 - bits)).astype(np.int64)

@@ -35,6 +35,13 @@ class Record(NamedTuple):
     position: int = 0  # bytes of the file read by then, where tell() does not know
 
 
+class Stretch(NamedTuple):
+    """Bytes [start, stop) of a file."""
+
+    start: int
+    stop: int
+
+
 class FileProblemError(Exception):
     """A file that cannot be read, or not to its end: the kind for the report, and the details."""
 
@@ -63,16 +70,22 @@ def check_json_size(path: Path, size: int) -> None:
         )
 
 
-def records(path: Path, file: BinaryIO, text_field: str, txt_documents: str, limit: int) -> Iterator[Record]:
+def records(
+    path: Path, file: BinaryIO, text_field: str, txt_documents: str, limit: int, stretch: Stretch | None = None
+) -> Iterator[Record]:
     """The records of a file in order; of one larger than `limit` bytes the first `limit`, with reason OVERSIZED.
 
-    Raises FileProblemError, UserError for a .json array that is too large.
+    `stretch` chooses the lines that start in it, counted from there; for files of `has_stretches` only. Raises
+    FileProblemError, UserError for a .json array that is too large.
     """
     file_format, compression = kind(path)
     if file_format in (".parquet", ".arrow"):
         yield from _with_problems_named(_columnar(file_format, file, text_field, limit))
         return
-    chunks = _checked(_with_problems_named(_chunks(file, compression)))
+    if stretch:
+        chunks = _with_problems_named(_lines_of(file, stretch))
+    else:
+        chunks = _checked(_with_problems_named(_chunks(file, compression)))
     if file_format == ".json":
         yield from _elements(_whole_array(path, chunks), limit)
     elif file_format == ".csv":
@@ -83,6 +96,39 @@ def records(path: Path, file: BinaryIO, text_field: str, txt_documents: str, lim
         yield from _blocks(rows(chunks, limit), limit)
     else:
         yield from _whole(chunks, limit)
+
+
+def has_stretches(path: Path, txt_documents: str) -> bool:
+    """Whether the file can be read from the middle: every line is a record and lies there as it is."""
+    file_format, compression = kind(path)
+    return not compression and (file_format == ".jsonl" or (file_format == ".txt" and txt_documents == "line"))
+
+
+def line_start(file: BinaryIO, position: int) -> int:
+    """Where the first line starts that starts at byte `position` or later; the end of the file where none does."""
+    if position == 0:
+        return 0
+    file.seek(position - 1)
+    while chunk := file.read(_CHUNK_BYTES):
+        found = chunk.find(b"\n")
+        if found >= 0:
+            return file.tell() - len(chunk) + found + 1
+    return file.tell()
+
+
+def _lines_of(file: BinaryIO, stretch: Stretch) -> Iterator[bytes]:
+    """The lines that start in a stretch; of a file that is no text none, which its first stretch says."""
+    try:
+        _check_head(file.read(_HEAD_BYTES))
+    except FileProblemError:
+        if stretch.start == 0:
+            raise
+        return
+    end, position = line_start(file, stretch.stop), line_start(file, stretch.start)
+    file.seek(position)
+    while position < end and (chunk := file.read(min(_CHUNK_BYTES, end - position))):
+        position += len(chunk)
+        yield chunk
 
 
 def cut_at_character(content: bytes) -> bytes:
@@ -196,7 +242,7 @@ def _columnar(file_format: str, file: BinaryIO, text_field: str, limit: int) -> 
     """The rows of one column; only that column is read."""
     row = 0
     for column, position in _parquet(file, text_field) if file_format == ".parquet" else _arrow(file, text_field):
-        for content in _values(column, text_field):
+        for content in column_values(column, text_field):
             row += 1
             if content is None:
                 yield Record(row, b"", f"field {text_field!r} is not a string", position=position)
@@ -239,7 +285,8 @@ def _check_column(schema: Any, text_field: str) -> None:
         raise FileProblemError("no text column", f"no column {text_field!r}, but {', '.join(schema.names)}")
 
 
-def _values(column: Any, text_field: str) -> list[bytes | None]:
+def column_values(column: Any, text_field: str) -> list[bytes | None]:
+    """The texts of a pyarrow column as UTF-8, None where there is none. FileProblemError when it holds no text."""
     import pyarrow
 
     if pyarrow.types.is_dictionary(column.type):
@@ -265,12 +312,16 @@ def _checked(chunks: Iterator[bytes]) -> Iterator[bytes]:
         head += chunk
         if len(head) >= _HEAD_BYTES:
             break
-    if not head:
-        raise FileProblemError("empty", "no bytes")
-    if _is_binary(head[:_HEAD_BYTES]):
-        raise FileProblemError("binary", "zero bytes among what is no UTF-8, or UTF-16; text is read as UTF-8")
+    _check_head(head[:_HEAD_BYTES])
     yield head
     yield from chunks
+
+
+def _check_head(head: bytes) -> None:
+    if not head:
+        raise FileProblemError("empty", "no bytes")
+    if _is_binary(head):
+        raise FileProblemError("binary", "zero bytes among what is no UTF-8, or UTF-16; text is read as UTF-8")
 
 
 def _is_binary(head: bytes) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from data_pipeline.encode import make_encoder
+from data_pipeline.encode import TextEncoder
 from data_pipeline.segment import describe_segmenter, open_segmenter
 from data_pipeline.tokenizer import open_tokenizer, train_wordpiece
 from data_pipeline.wordpiece import WordPiece, why_slow
@@ -19,6 +19,7 @@ TEXTS = [
     "用 Python3 写代码, don't panic: T恤和卡拉OK很好 AA制\u3000二〇〇八年",
     "Café naïve running runs\n中国\n\nthe cat's 猫 \u200b狗\u0301 [MASK]马",
     "𠀀𠀁 豈更 ㈠ 한국어 ひらがなカタカナ漢字かな交じり文 👩‍👩‍👧家庭",
+    "升级到 3.11.2 版，C++11 与 a_b 的 x-1.5%，见 node.js 和 100% 覆盖",
     "\u0301中\u200b国\ufe0f人\xad民 a\u200bb中\x00国",
 ]
 
@@ -94,26 +95,22 @@ def test_segments_joined_are_the_text(segment):
 def test_a_text_without_ideographs_is_left_to_the_pieces():
     """Reference: the rule of the alphabets; the segmenter would cut Python3.11 and don't otherwise."""
     pytest.importorskip("rjieba")
-    from data_pipeline.encode import _Encoder
-
     text = "don't use Python3.11 ひらがな 한국어"
-    encoder = _Encoder(tokenizer_json(), "jieba", fast=False)
-    ids_t = encoder._wordpiece.ids(text)
+    encoder = TextEncoder(tokenizer_json(), "jieba", fast=False)
+    ids_t = encoder.ids(text)
     tokens = [Tokenizer.from_str(tokenizer_json()).id_to_token(int(number)) for number in ids_t]
     expected = [not token.startswith("##") for token in tokens]
-    np.testing.assert_array_equal(encoder._word_starts(text, ids_t), expected)
+    np.testing.assert_array_equal(encoder.word_starts(text, ids_t), expected)
 
 
 def test_no_segmenter_leaves_every_ideograph_a_word(segment):
     """Reference: the ids, which are the same with and without; counts of words."""
-    from data_pipeline.encode import _Encoder
-
     text = TEXTS[0]
-    with_it, without = (_Encoder(tokenizer_json(), name, fast=False) for name in ("jieba", "none"))
-    ids_t = without._wordpiece.ids(text)
-    np.testing.assert_array_equal(ids_t, with_it._wordpiece.ids(text))
-    assert without._word_starts(text, ids_t).all()
-    assert with_it._word_starts(text, ids_t).sum() == len(segment(text))
+    with_it, without = (TextEncoder(tokenizer_json(), name, fast=False) for name in ("jieba", "none"))
+    ids_t = without.ids(text)
+    np.testing.assert_array_equal(ids_t, with_it.ids(text))
+    assert without.word_starts(text, ids_t).all()
+    assert with_it.word_starts(text, ids_t).sum() == len(segment(text))
 
 
 def test_the_manifest_names_the_segmenter_and_its_version(segment):
@@ -122,4 +119,4 @@ def test_the_manifest_names_the_segmenter_and_its_version(segment):
     name, package, version = describe_segmenter("jieba").split()
     assert (name, package) == ("jieba", "(rjieba")
     assert version[0].isdigit()
-    assert callable(make_encoder(tokenizer_json(), "jieba", False))
+    assert TextEncoder(tokenizer_json(), "jieba", False).ids("中国").size

@@ -1,0 +1,226 @@
+"""Inputs that the `datasets` library opens: data sets of the Hugging Face hub, its local folders, save_to_disk.
+
+They are streamed, a shard (mostly one data file) at a time; code that comes with a data set is never run.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from data_pipeline.errors import DataError, UserError
+from data_pipeline.formats import OVERSIZED, FileProblemError, Record, column_values
+
+PREFIX = "datasets:"
+_SYNTAX = re.compile(r"(?P<name>[^#]+?)(@(?P<config>[^@#/]+))?(#(?P<split>[^@#/]+))?")
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_SECONDS = 20.0  # for the first answer of the hub
+_ROWS = 256  # at a time
+_NETWORK = ("httpx", "httpcore", "huggingface_hub.")  # modules of the errors of the network; httpx2 is one of them
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """What load_dataset is to open: a name on the hub or a local path, a configuration, a split."""
+
+    name: str
+    config: str | None = None
+    split: str = "train"
+
+    def __str__(self) -> str:
+        """As it was given."""
+        return f"{PREFIX}{self.name}{f'@{self.config}' if self.config else ''}#{self.split}"
+
+
+def parse(spec: str) -> Dataset | None:
+    """The data set of "datasets:NAME[@CONFIG][#SPLIT]"; None for what does not begin so. UserError if malformed."""
+    if not spec.startswith(PREFIX):
+        return None
+    match = _SYNTAX.fullmatch(spec.removeprefix(PREFIX))
+    if match is None or match["name"].startswith("@") or match["name"].endswith("@"):
+        raise UserError(f"{spec}: not of the form datasets:NAME[@CONFIG][#SPLIT], such as datasets:ag_news#train")
+    return Dataset(match["name"], match["config"], match["split"] or "train")
+
+
+def describe(dataset: Dataset) -> tuple[int, str]:
+    """The number of shards, and an identity that changes with the data: hashed revisions, or sizes and times of files.
+
+    Raises UserError when the data set, its configuration or its split is not there or cannot be reached.
+    """
+    stream, identity = _open(dataset)
+    return stream.num_shards, identity
+
+
+def records(dataset: Dataset, shard: int, shards: int, text_field: str, limit: int) -> Iterator[Record]:
+    """The rows of part `shard` (from 0) of `shards` in order; of one larger than `limit` bytes the first `limit`.
+
+    `shards` is what `describe` said, or less. Raises UserError like `describe`, DataError when the hub fails in the
+    middle, FileProblemError for a missing or other column and for damaged files.
+    """
+    stream = _opened(dataset)
+    if shards > stream.num_shards:
+        raise DataError(
+            f"{dataset}: has {stream.num_shards} shards now, not {shards}: it changed; build with --restart"
+        )
+    row = 0
+    for column in _with_problems_named(dataset, _columns(stream, shard, shards, text_field)):
+        for content in column_values(column, text_field):
+            row += 1
+            if content is None:
+                yield Record(row, b"", f"field {text_field!r} is not a string")
+            else:
+                yield Record(row, content[:limit], OVERSIZED if len(content) > limit else "")
+
+
+def _columns(stream: Any, shard: int, shards: int, text_field: str) -> Iterator[Any]:
+    """The text column, some rows at a time."""
+    part = stream.shard(num_shards=shards, index=shard, contiguous=True)
+    if part.column_names is not None:
+        _check_column(part.column_names, text_field)
+        part = part.select_columns([text_field])
+    for table in part.with_format("arrow").iter(batch_size=_ROWS):
+        _check_column(table.column_names, text_field)
+        yield from table.column(text_field).chunks
+
+
+def _check_column(names: Iterable[str], text_field: str) -> None:
+    if text_field not in names:
+        raise FileProblemError("no text column", f"no column {text_field!r}, but {', '.join(names)}"[:200])
+
+
+@cache
+def _opened(dataset: Dataset) -> Any:
+    """Once in a process: the hub takes seconds to list the files of a large data set."""
+    return _open(dataset)[0]
+
+
+def _open(dataset: Dataset) -> tuple[Any, str]:
+    """The data set as a stream, and its identity."""
+    path = Path(dataset.name).expanduser()
+    with _mistakes_named(dataset):
+        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+            return _open_saved(dataset, path)
+        if not path.exists():
+            _reach(dataset)
+        return _open_files(dataset, path)
+
+
+def _open_saved(dataset: Dataset, path: Path) -> tuple[Any, str]:
+    """What save_to_disk wrote; its files are mapped, not read."""
+    import datasets
+
+    saved = datasets.load_from_disk(str(path))
+    if isinstance(saved, datasets.DatasetDict):
+        if dataset.split not in saved:
+            raise _no_split(dataset, saved)
+        saved, path = saved[dataset.split], path / dataset.split
+    elif dataset.split != "train":
+        raise UserError(f"{dataset}: {path} holds one data set without splits; leave #{dataset.split} away")
+    files = [Path(entry["filename"]) for entry in saved.cache_files]
+    return saved.to_iterable_dataset(num_shards=max(1, len(files))), _stamp([_local(file) for file in files])
+
+
+def _open_files(dataset: Dataset, path: Path) -> tuple[Any, str]:
+    """Data files of the hub, of a folder, or one by its name."""
+    import datasets
+
+    name, files = (str(path.parent), path.name) if path.is_file() else (str(path), None)
+    if not path.exists():
+        name = dataset.name
+    builder = datasets.load_dataset_builder(name, dataset.config, data_files=files)
+    data_files = builder.config.data_files or {}
+    if data_files and dataset.split not in data_files:
+        raise _no_split(dataset, data_files)
+    found = data_files.get(dataset.split)
+    return builder.as_streaming_dataset(split=dataset.split), _stamp(_origins(found) if found else [builder.hash])
+
+
+def _origins(files: Any) -> list[str]:
+    """Of each file what tells its versions apart: size and time, or what the server says of it."""
+    return [
+        _local(Path(name)) if Path(name).is_file() else f"{name} {origin}"
+        for name, origin in zip(files, files.origin_metadata, strict=True)
+    ]
+
+
+def _local(file: Path) -> str:
+    status = file.stat()
+    return f"{file.name} {status.st_size} {status.st_mtime_ns}"
+
+
+def _stamp(parts: list[str]) -> str:
+    return xxhash.xxh3_128_hexdigest("\n".join(parts).encode())
+
+
+def _reach(dataset: Dataset) -> None:
+    """UserError at once where load_dataset would try for half a minute."""
+    from huggingface_hub import HfApi, constants
+
+    if not _HUB_NAME.fullmatch(dataset.name):
+        raise UserError(f"{dataset}: no such file or folder: {dataset.name}")
+    if constants.HF_HUB_OFFLINE or os.environ.get("HF_DATASETS_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
+        raise UserError(
+            f"{dataset}: no local folder {dataset.name}, and the hub is not asked: HF_HUB_OFFLINE or "
+            "HF_DATASETS_OFFLINE is set; unset it or give a folder"
+        )
+    HfApi().dataset_info(dataset.name, timeout=_SECONDS)
+
+
+def _no_split(dataset: Dataset, there: Iterable[Any]) -> UserError:
+    return UserError(f"{dataset}: no split {dataset.split!r}; there are {', '.join(map(str, there))}")
+
+
+@contextmanager
+def _mistakes_named(dataset: Dataset) -> Iterator[None]:
+    """What the libraries say of a data set that is not there, or not reached, as a UserError."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f"{dataset}: needs the package datasets; install it") from error
+    except (OSError, ValueError, RuntimeError) as error:  # httpx and datasets derive theirs from these
+        raise UserError(f"{dataset}: {_why(error)}") from error
+    except Exception as error:
+        if not _of_libraries(error):
+            raise
+        raise UserError(f"{dataset}: {_why(error)}") from error
+
+
+def _with_problems_named(dataset: Dataset, columns: Iterator[Any]) -> Iterator[Any]:
+    try:
+        yield from columns
+    except FileProblemError:
+        raise
+    except Exception as error:
+        if _is_network(error):
+            raise DataError(f"{dataset}: {_why(error)}; run the command again to go on") from error
+        if not isinstance(error, OSError | ValueError | EOFError) and not _of_libraries(error):
+            raise
+        raise FileProblemError("damaged", f"cannot be read to its end: {_why(error)}") from error
+
+
+def _of_libraries(error: Exception) -> bool:
+    return type(error).__module__.startswith(("datasets.", "pyarrow.", "fsspec.", "aiohttp.", *_NETWORK))
+
+
+def _is_network(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.startswith(_NETWORK):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _why(error: Exception) -> str:
+    """One line: the kind of trouble, in words where the library's are of no help."""
+    said = " ".join(str(error).split())[:300]
+    if type(error).__name__ == "RepositoryNotFoundError":
+        return "no local folder and no data set on the hub has this name, or it needs a login (HF_TOKEN)"
+    if _is_network(error):
+        return f"the hub cannot be reached ({said}); check the network, or give a local folder"
+    return said or type(error).__name__
