@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from data_pipeline.errors import BertmaeError, UserError
+from data_pipeline.errors import BertmaeError, DataError, UserError
 
 if TYPE_CHECKING:
     from data_pipeline.filters import Filters
@@ -99,24 +99,36 @@ def _build_options(command: argparse.ArgumentParser) -> None:
         "NAME alone: the name of the --input ones (text)",
     )
     _add_filters(command)
+    _add_language(command)
+    _add_duplicates(command)
     command.add_argument(
         "--word-segmenter",
         choices=NAMES,
         default=DEFAULT,
         help="finds the words of texts with Chinese characters, for whole-word masking (%(default)s)",
     )
+    command.add_argument(
+        "--check-inputs",
+        choices=["time", "hash"],
+        default="time",
+        help="how an input that changed between two calls is found, besides its size (%(default)s)",
+    )
     command.add_argument("--restart", action="store_true", help="remove the data set in DIR and build it anew")
     command.set_defaults(run=_build)
 
 
 def _verify_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("directory", type=Path, metavar="DIR")
+    command.add_argument("directory", type=Path, metavar="DIR", help="a data set, or any folder of .tar, or one .tar")
+    _add_workers(command, "processes; they find the same")
     command.set_defaults(run=_verify)
 
 
 def _inspect_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("directory", type=Path, metavar="DIR")
+    command.add_argument("directory", type=Path, metavar="DIR", help="a data set, or any folder of .tar, or one .tar")
     command.add_argument("--documents", type=_count, default=3, metavar="N", help="documents to show (%(default)s)")
+    command.add_argument(
+        "--tokenizer", type=Path, metavar="DIR", help="turns the ids of shards without a manifest into text"
+    )
     command.add_argument("--split", default="train", choices=["train", "validation"])
     command.set_defaults(run=_inspect)
 
@@ -132,7 +144,8 @@ def _add_inputs(command: argparse.ArgumentParser, required: bool) -> None:
         required=required,
         default=[],
         metavar="PATH",
-        help=f"files, folders and globs of {', '.join(FORMATS)}; the first four also .gz or .zst",
+        help=f"files, folders and globs of {', '.join(FORMATS)}, the first four also .gz or .zst; "
+        "datasets:NAME[@CONFIG][#SPLIT] for what the library datasets opens by name or folder",
     )
     command.add_argument("--text-field", default="text", metavar="NAME", help="field or column (%(default)s)")
     command.add_argument(
@@ -184,14 +197,54 @@ def _add_filters(command: argparse.ArgumentParser) -> None:
         )
 
 
-def _add_workers(command: argparse.ArgumentParser) -> None:
+def _add_language(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--languages",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        metavar="CODES",
+        help="filter language: drop documents in others, such as en,zh (no document is dropped for its language)",
+    )
+
+
+def _add_duplicates(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--dedup",
+        choices=["none", "exact", "near"],
+        default="exact",
+        help="which documents are dropped as duplicates: none, equal ones, or near duplicates too (%(default)s)",
+    )
+    command.add_argument(
+        "--near-threshold", type=_share, default=0.5, metavar="F", help="similarity of near duplicates (%(default)s)"
+    )
+    command.add_argument(
+        "--dedup-paragraphs", action="store_true", help="remove lines of 100 bytes and more that stood before"
+    )
+    command.add_argument(
+        "--decontaminate",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="evaluation files (.jsonl, .json, .csv, .tsv, .txt): documents that share n-grams with them are dropped",
+    )
+    command.add_argument(
+        "--decontaminate-words",
+        type=_positive,
+        default=13,
+        metavar="N",
+        help="length of these n-grams; Chinese: two characters for a word (%(default)s)",
+    )
+
+
+def _add_workers(command: argparse.ArgumentParser, text: str = "processes; the bytes are the same") -> None:
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     command.add_argument(
         "--workers",
         type=_positive,
         default=available,
         metavar="N",
-        help="processes; the bytes are the same (%(default)s)",
+        help=f"{text} (%(default)s)",
     )
 
 
@@ -287,18 +340,19 @@ def _filters(options: argparse.Namespace) -> "Filters":
     from data_pipeline.filters import Filters, chosen
 
     thresholds = {field.name: getattr(options, field.name) for field in fields(Filters) if field.name != "names"}
-    return Filters(names=chosen(options.filters), **thresholds)
+    return Filters(names=chosen(options.filters, options.languages), **thresholds)
 
 
 def _build(options: argparse.Namespace) -> int:
     from data_pipeline.build import BuildOptions, build
+    from data_pipeline.duplicates import DuplicateRules
+    from data_pipeline.parallel import open_workers
 
     source, named_inputs = _sources(options)
     given = BuildOptions(
         inputs=tuple(options.input),
         tokenizer=options.tokenizer,
         output=options.output,
-        workers=options.workers,
         text_field=options.text_field,
         validation_fraction=options.validation_fraction,
         shard_blocks=options.shard_blocks,
@@ -309,36 +363,86 @@ def _build(options: argparse.Namespace) -> int:
         oversized=options.oversized,
         strict=options.strict,
         filters=_filters(options),
+        duplicates=DuplicateRules(
+            exact=options.dedup != "none",
+            near_threshold=options.near_threshold if options.dedup == "near" else None,
+            paragraphs=options.dedup_paragraphs,
+        ),
+        evaluation_files=tuple(options.decontaminate),
+        evaluation_words=options.decontaminate_words,
         word_segmenter=options.word_segmenter,
+        check_inputs=options.check_inputs,
         restart=options.restart,
     )
-    for sentence in build(given):
-        print(sentence)
+    with open_workers(options.workers) as workers:
+        for sentence in build(given, workers) if workers else []:
+            print(sentence)
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from data_pipeline.manifest import load_manifest
-    from data_pipeline.verify import verify
+    import time
 
-    manifest = load_manifest(options.directory)
-    problems = verify(manifest)
+    from data_pipeline.checking import workers_end_at_interrupt
+    from data_pipeline.foreign import foreign_shards
+    from data_pipeline.manifest import load_manifest
+    from data_pipeline.verify import summary, verify
+
+    with workers_end_at_interrupt():
+        if shards := foreign_shards(options.directory):
+            return _verify_foreign(shards, options.workers)
+        manifest, began = load_manifest(options.directory), time.monotonic()
+        problems = verify(manifest, options.workers)
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
-        return 3
-    print(f"Data set {manifest.identity[:12]} in {options.directory} is whole.")
+        return DataError.exit_code
+    print(summary(manifest, time.monotonic() - began))
+    return 0
+
+
+def _verify_foreign(paths: list[Path], workers: int) -> int:
+    from data_pipeline.foreign import Totals, check_shards, closing_sentence, problems, sentence
+
+    total = Totals()
+    for shard in check_shards(paths, workers, "verify"):
+        print(sentence(shard))
+        for problem in problems(shard):
+            print(problem, file=sys.stderr)
+        total.add(shard)
+    if total.problems:
+        return DataError.exit_code
+    print(closing_sentence(total))
     return 0
 
 
 def _inspect(options: argparse.Namespace) -> int:
+    from data_pipeline.foreign import foreign_shards
     from data_pipeline.inspect import describe, documents
     from data_pipeline.manifest import load_manifest
 
+    if shards := foreign_shards(options.directory):
+        return _inspect_foreign(shards, options.tokenizer, options.documents)
     manifest = load_manifest(options.directory)
     for sentence in describe(manifest):
         print(sentence)
     for number, text in enumerate(islice(documents(manifest, options.split), options.documents)):
+        print(f"\n--- document {number} ---\n{text}")
+    return 0
+
+
+def _inspect_foreign(paths: list[Path], tokenizer: Path | None, documents: int) -> int:
+    from data_pipeline.foreign import Totals, check_shards
+    from data_pipeline.inspect_foreign import describe_shards, samples
+    from data_pipeline.tokenizer import load_tokenizer
+
+    vocabulary = load_tokenizer(tokenizer).vocabulary if tokenizer else None
+    total = Totals()
+    for shard in check_shards(paths, 1, "inspect"):
+        total.add(shard)
+    for sentence in describe_shards(total):
+        print(sentence)
+    for number, text in enumerate(islice(samples(paths, vocabulary), documents)):
         print(f"\n--- document {number} ---\n{text}")
     return 0
 

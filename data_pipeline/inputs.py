@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 import xxhash
 
+from data_pipeline import hub
 from data_pipeline.errors import DataError, UserError
 from data_pipeline.formats import FORMATS, check_json_size, kind
 from data_pipeline.notes import Example, Notes
@@ -25,15 +26,18 @@ class Input:
     name: str
     source: str
     size: int = 0  # bytes
-    checksum: str = ""  # xxh3_128
+    modified_ns: int = 0  # time of the last change
+    checksum: str = ""  # xxh3_128, where it was asked for; what identifies an input of `datasets`
+    parts: int = 0  # of an input that the library `datasets` opens by the name that is its path; 0 for files
 
     def as_json(self) -> dict[str, str | int]:
-        """The entry of the manifest."""
-        return {"name": self.name, "source": self.source, "bytes": self.size, "checksum": self.checksum}
+        """The entry of the manifest: nothing that differs between two copies of a file."""
+        entry: dict[str, str | int] = {"name": self.name, "source": self.source, "bytes": self.size}
+        return entry | ({"checksum": self.checksum} if self.checksum else {})
 
 
-def find_inputs(patterns: Sequence[tuple[str, Path]], notes: Notes, strict: bool) -> list[Input]:
-    """The files of (source, file or folder or glob) in order, those of one source together, with size and checksum.
+def find_inputs(patterns: Sequence[tuple[str, Path]], notes: Notes, strict: bool, hashed: bool = False) -> list[Input]:
+    """The files of (source, file or folder or glob) in order, those of one source together, `hashed` with a checksum.
 
     What a folder or a glob holds that cannot be read is counted in `notes`, or is a DataError when `strict`. Raises
     UserError for a pattern that gives nothing, for a file given by name that is missing or of an unknown kind.
@@ -41,7 +45,7 @@ def find_inputs(patterns: Sequence[tuple[str, Path]], notes: Notes, strict: bool
     order = {source: position for position, source in reversed(list(enumerate(source for source, _ in patterns)))}
     inputs: list[Input] = []
     for source, pattern in sorted(patterns, key=lambda entry: order[entry[0]]):
-        inputs += _one_pattern(source, pattern, notes)
+        inputs += _one_pattern(source, pattern, notes, hashed)
     if strict and (reason := next(iter(notes.files), None)):
         example = notes.examples[reason][0]
         raise DataError(f"{example.file}: {reason}: {example.text} (--strict)")
@@ -58,15 +62,33 @@ def open_input(path: Path) -> BinaryIO:
         raise UserError(f"{path}: cannot read: {error.strerror}") from error
 
 
-def _one_pattern(source: str, pattern: Path, notes: Notes) -> list[Input]:
+def checksum(path: Path) -> str:
+    """The xxh3_128 of a file, hex; UserError when the system refuses to read it."""
+    digest = xxhash.xxh3_128()
+    with open_input(path) as file:
+        try:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+        except OSError as error:
+            raise UserError(f"{path}: cannot read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def _one_pattern(source: str, pattern: Path, notes: Notes, hashed: bool) -> list[Input]:
+    dataset = hub.parse(str(pattern))
+    if dataset:
+        parts, identity = hub.describe(dataset)
+        return [Input(pattern, str(dataset), source, checksum=identity, parts=parts)]
     if pattern.is_dir():
         found = [Input(path, path.relative_to(pattern).as_posix(), source) for path in _walk(pattern, source, notes)]
     elif glob.has_magic(str(pattern)) and not pattern.exists():
         found = list(_matches(source, pattern, notes))
     else:
+        if not pattern.exists() and not pattern.is_symlink():
+            raise UserError(f"{pattern}: no such file, folder or glob")
         kind(pattern)
-        return [_described(Input(pattern, pattern.name, source))]
-    inputs = [described for entry in found if (described := _readable(entry, notes))]
+        return [_described(Input(pattern, pattern.name, source), hashed)]
+    inputs = [described for entry in found if (described := _readable(entry, notes, hashed))]
     if not inputs:
         raise UserError(f"{pattern}: no input file there; known kinds: {', '.join(FORMATS)}")
     return inputs
@@ -113,8 +135,8 @@ def _walk(root: Path, source: str, notes: Notes) -> Iterator[Path]:
     yield from enter(root)
 
 
-def _readable(entry: Input, notes: Notes) -> Input | None:
-    """The input with size and checksum; None, counted, when it is no input or cannot be read."""
+def _readable(entry: Input, notes: Notes, hashed: bool) -> Input | None:
+    """The input as `_described`; None, counted, when it is no input or cannot be read."""
     if entry.path.name.startswith("."):
         notes.add(notes.files, "hidden", Example(entry.source, entry.name, 0, "the name starts with a dot"))
         return None
@@ -125,21 +147,17 @@ def _readable(entry: Input, notes: Notes) -> Input | None:
         notes.add(notes.files, "unknown kind", Example(entry.source, entry.name, 0, text))
         return None
     try:
-        return _described(entry)
+        return _described(entry, hashed)
     except (UserError, OSError) as error:
         text = str(error).removeprefix(f"{entry.path}: ")
         notes.add(notes.files, "unreadable", Example(entry.source, entry.name, 0, text))
         return None
 
 
-def _described(entry: Input) -> Input:
-    checksum, size = xxhash.xxh3_128(), 0
+def _described(entry: Input, hashed: bool) -> Input:
+    """The input with its size and time, `hashed` with its checksum."""
     with open_input(entry.path) as file:
-        try:
-            check_json_size(entry.path, os.fstat(file.fileno()).st_size)
-            while chunk := file.read(_CHUNK_BYTES):
-                checksum.update(chunk)
-                size += len(chunk)
-        except OSError as error:
-            raise UserError(f"{entry.path}: cannot read: {error.strerror}") from error
-    return replace(entry, size=size, checksum=checksum.hexdigest())
+        status = os.fstat(file.fileno())
+    check_json_size(entry.path, status.st_size)
+    found = checksum(entry.path) if hashed else ""
+    return replace(entry, size=status.st_size, modified_ns=status.st_mtime_ns, checksum=found)

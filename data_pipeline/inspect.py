@@ -49,10 +49,11 @@ def documents(manifest: Manifest, split: str) -> Iterator[str]:
             starts_T = word_starts(block)
             for start, end in zip(block.offsets_D1[:-1].tolist(), block.offsets_D1[1:].tolist(), strict=True):
                 shown = min(end, start + TOKENS_SHOWN)
-                words = _words([vocabulary[i] for i in block.ids_T[start:shown]], starts_T[start:shown].tolist())
+                words = words_line([vocabulary[i] for i in block.ids_T[start:shown]], starts_T[start:shown].tolist())
                 yield words if shown == end else f"{words} ... ({counted(end - shown, 'more token')})"
 
 
-def _words(tokens: list[str], starts: list[bool]) -> str:
+def words_line(tokens: list[str], starts: list[bool]) -> str:
+    """Tokens with a space before each that starts a word and PIECE_MARK before the others."""
     pieces = [f" {token}" if first else PIECE_MARK + token for token, first in zip(tokens, starts, strict=True)]
     return "".join(pieces).replace(f"{PIECE_MARK}##", PIECE_MARK).lstrip()

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,13 @@ class Split:
     documents: int
     tokens: int
     shards: tuple[ShardEntry, ...]
+
+    @classmethod
+    def of(cls, shards: Iterable[ShardEntry]) -> "Split":
+        """The split of these shards."""
+        entries = tuple(shards)
+        blocks = [block for shard in entries for block in shard.blocks]
+        return cls(sum(block.documents for block in blocks), sum(block.tokens for block in blocks), entries)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,15 @@
 """What happened to records and files on the way: counts by reason, each with its first few examples."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from heapq import nsmallest
 from typing import Any
 
 EXAMPLES = 3  # kept for each reason
 EXAMPLE_CHARACTERS = 200
+SAMPLE = 256
+_COUNTERS = ("dropped", "changed", "files")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,31 @@ class Notes:
     dropped: Counter[str] = field(default_factory=Counter)
     changed: Counter[str] = field(default_factory=Counter)
     files: Counter[str] = field(default_factory=Counter)
+    sample: dict[str, str] = field(default_factory=dict)  # hash and beginning of up to SAMPLE texts, evenly drawn
     examples: dict[str, list[Example]] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, for `from_json`."""
+        counters = {name: dict(getattr(self, name)) for name in _COUNTERS}
+        examples = {reason: [asdict(example) for example in found] for reason, found in self.examples.items()}
+        return counters | {"examples": examples, "sample": self.sample}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Notes":
+        """What `as_json` gave."""
+        counters = {name: Counter(content[name]) for name in _COUNTERS}
+        examples = {reason: [Example(**example) for example in found] for reason, found in content["examples"].items()}
+        return cls(**counters, examples=examples, sample=content["sample"])
+
+    def moved(self, lines: int) -> "Notes":
+        """The same, the examples `lines` further down in their file."""
+        if not lines:
+            return self
+        examples = {
+            reason: [replace(example, line=example.line + lines if example.line else 0) for example in found]
+            for reason, found in self.examples.items()
+        }
+        return replace(self, examples=examples)
 
     def add(self, counts: Counter[str], reason: str, example: Example) -> None:
         """Count one more in `counts`, which is one of this object's, and keep the example while there is room."""
@@ -41,11 +69,16 @@ class Notes:
         if len(kept) < EXAMPLES:
             kept.append(example)
 
+    def draw(self, texts: Iterable[tuple[str, str]]) -> None:
+        """Take (hash, beginning of the text) into the sample: those with the lowest hashes, whatever the order."""
+        self.sample = dict(nsmallest(SAMPLE, {**self.sample, **dict(texts)}.items()))
+
     def update(self, other: "Notes") -> None:
         """Add what comes later in the order of the input."""
         self.dropped.update(other.dropped)
         self.changed.update(other.changed)
         self.files.update(other.files)
+        self.draw(other.sample.items())
         for reason, examples in other.examples.items():
             kept = self.examples.setdefault(reason, [])
             kept += examples[: EXAMPLES - len(kept)]

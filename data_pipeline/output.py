@@ -1,6 +1,7 @@
 """The folder a build writes into: held by one build at a time, and never looking complete before it is."""
 
 import fcntl
+import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -8,16 +9,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.durable import PARTIAL, fsync_folder, writing
-from data_pipeline.errors import UserError
+from data_pipeline.durable import PARTIAL, fsync_folder, write_folder, write_whole, writing
+from data_pipeline.errors import DataError, UserError
+from data_pipeline.layout import SPLITS
 from data_pipeline.manifest import MANIFEST_NAME, TOKEN_COUNTS_NAME, TOKENIZER_FOLDER, load_manifest
+from data_pipeline.tokenizer import TokenizerFolder
 
-SPLITS = ("train", "validation")
 REPORT_NAME = "report.json"
+REQUEST_NAME = "build.json"  # what was asked for: inputs, settings, tokenizer
+WORK = ".build"  # what is done so far; removed when the data set is complete
+RANGES, DUPLICATES, SHARDS = "ranges", "duplicates", "shards"  # folders in it
 # Stays in the folder: were it removed, two builds could hold locks on two files of the same name.
 LOCK_NAME = ".lock"
 SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{6,}}\.tar")
-_FIXED_NAMES = {MANIFEST_NAME, REPORT_NAME, TOKEN_COUNTS_NAME, TOKENIZER_FOLDER}
+_FIXED_NAMES = {MANIFEST_NAME, REPORT_NAME, REQUEST_NAME, TOKEN_COUNTS_NAME, TOKENIZER_FOLDER, WORK}
+_NAMED = 5  # inputs that differ
 
 
 @contextmanager
@@ -45,14 +51,52 @@ def has_manifest(directory: Path) -> bool:
     return (directory / MANIFEST_NAME).exists()
 
 
-def already_built(directory: Path, settings: Mapping[str, Any], tokenizer_checksum: str) -> str:
-    """A sentence when the folder holds just this data set; UserError naming what differs when it holds another."""
-    manifest = load_manifest(directory)
-    before = {**manifest.settings, "tokenizer": manifest.tokenizer_checksum}
-    now = {**settings, "tokenizer": tokenizer_checksum}
-    differences = [_difference(key, before.get(key), now[key]) for key in now if before.get(key) != now[key]]
+def is_begun(directory: Path) -> bool:
+    """Whether a build began in the folder, finished or not."""
+    return (directory / REQUEST_NAME).exists()
+
+
+def begin(directory: Path, request: Mapping[str, Any], tokenizer: TokenizerFolder) -> None:
+    """Make the folder ready for a build from the start; the request comes last, so that it is begun or not."""
+    remove_data_set(directory)
+    write_folder(directory / TOKENIZER_FOLDER, tokenizer.files)
+    with writing(directory):
+        for name in (RANGES, DUPLICATES, SHARDS):
+            (directory / WORK / name).mkdir(parents=True)
+    write_whole(directory / REQUEST_NAME, (json.dumps(request, indent=1) + "\n").encode())
+
+
+def load_request(directory: Path) -> dict[str, Any]:
+    """What `begin` wrote. DataError when it is damaged."""
+    path = directory / REQUEST_NAME
+    try:
+        request: dict[str, Any] = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot read: {error}; --restart builds the data set anew") from error
+    return request
+
+
+def refuse_other_request(directory: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """UserError naming what differs between the request of the build in the folder and this one."""
+    differences = [
+        *_changed_inputs(before["inputs"], now["inputs"]),
+        *(
+            f"{key} was {before['settings'].get(key)!r}, is now {value!r}"
+            for key, value in now["settings"].items()
+            if before["settings"].get(key) != value
+        ),
+    ]
     if differences:
-        raise UserError(f"{directory}: built with other settings: {'; '.join(differences)}; --restart builds it anew")
+        kind = "built" if has_manifest(directory) else "begun"
+        raise UserError(
+            f"{directory}: {kind} with other inputs or settings: {'; '.join(differences)}; "
+            "give the same again, or --restart to remove it and begin anew"
+        )
+
+
+def already_built(directory: Path) -> str:
+    """A sentence on the finished data set in the folder; UserError when shards are missing."""
+    manifest = load_manifest(directory)
     for shard in (shard for split in manifest.splits.values() for shard in split.shards):
         path = directory / shard.name
         if not path.is_file() or path.stat().st_size != shard.bytes:
@@ -60,11 +104,19 @@ def already_built(directory: Path, settings: Mapping[str, Any], tokenizer_checks
     return f"Data set {manifest.identity[:12]} was complete already in {directory}; nothing to do."
 
 
-def remove_data_set(directory: Path) -> None:
-    """Remove what a build writes, the manifest first: at no moment does the folder look complete and is not."""
+def remove_work(directory: Path) -> None:
+    """Remove what only a build that goes on needs."""
     with writing(directory):
-        (directory / MANIFEST_NAME).unlink(missing_ok=True)
-        fsync_folder(directory)
+        if (directory / WORK).exists():
+            shutil.rmtree(directory / WORK)
+
+
+def remove_data_set(directory: Path) -> None:
+    """Remove what a build writes; at no moment does the folder look complete, or begun, and is not."""
+    with writing(directory):
+        for name in (MANIFEST_NAME, REQUEST_NAME):
+            (directory / name).unlink(missing_ok=True)
+            fsync_folder(directory)
         for path in [path for path in directory.iterdir() if _is_ours(path.name)]:
             if path.is_dir():
                 shutil.rmtree(path)
@@ -77,8 +129,24 @@ def _is_ours(name: str) -> bool:
     return name in _FIXED_NAMES or SHARD_NAME.fullmatch(name) is not None
 
 
-def _difference(key: str, before: Any, now: Any) -> str:
-    if key == "inputs" and isinstance(before, list):
-        changed = [entry["name"] for entry in now if entry not in before]
-        return f"inputs (new or changed: {', '.join(changed)})" if changed else "inputs (fewer, or in another order)"
-    return f"{key} was {before!r}, is now {now!r}"
+def _changed_inputs(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> Iterator[str]:
+    """What differs, file by file, up to _NAMED of them."""
+    old, new = ({(entry["source"], entry["name"]): entry for entry in entries} for entries in (before, now))
+    changes = [f"{key[1]} is gone" for key in old if key not in new]
+    changes += [f"{key[1]} is new" for key in new if key not in old]
+    both = [(key[1], _change(old[key], entry)) for key, entry in new.items() if key in old]
+    changes += [f"{name} {change}" for name, change in both if change]
+    if not changes and list(old) != list(new):
+        changes = ["the same inputs in another order"]
+    yield from changes[:_NAMED]
+    if len(changes) > _NAMED:
+        yield f"{len(changes) - _NAMED:,} more inputs differ"
+
+
+def _change(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """How a file differs: by size, by content where both hashes are known, else by the time of the last change."""
+    if before["bytes"] != now["bytes"]:
+        return f"has {now['bytes']:,} bytes, had {before['bytes']:,}"
+    if before.get("checksum") and now.get("checksum"):
+        return "" if before["checksum"] == now["checksum"] else "has another content"
+    return "" if before["modified_ns"] == now["modified_ns"] else "was modified since"

@@ -1,16 +1,18 @@
 """What a build did, in numbers for report.json and in sentences for the terminal."""
 
-from array import array
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from data_pipeline import language
 from data_pipeline.manifest import Split
 from data_pipeline.notes import Notes
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
+_SHOWN_LANGUAGES = 6
 _SHOWN_CHARACTERS = 80  # of an example on the terminal
 
 
@@ -22,7 +24,8 @@ class Tally:
     text_bytes: int = 0  # of kept documents, UTF-8, after cleaning
     words: int = 0
     unknown: int = 0  # tokens that are [UNK]
-    lengths: "array[int]" = field(default_factory=lambda: array("q"))  # tokens of each kept document
+    repeated_paragraphs: int = 0  # removed from documents
+    lengths: Counter[int] = field(default_factory=Counter)  # how many kept documents have so many tokens
 
     def update(self, other: "Tally") -> None:
         """Add the counts of another source."""
@@ -30,7 +33,8 @@ class Tally:
         self.text_bytes += other.text_bytes
         self.words += other.words
         self.unknown += other.unknown
-        self.lengths += other.lengths
+        self.repeated_paragraphs += other.repeated_paragraphs
+        self.lengths.update(other.lengths)
 
 
 def total(tallies: Mapping[str, Tally], found: Notes) -> Tally:
@@ -65,22 +69,36 @@ def summarize(tallies: Mapping[str, Tally], found: Notes, splits: dict[str, Spli
 
 
 def _statistics(tally: Tally) -> dict[str, Any]:
-    tokens, kept = sum(tally.lengths), len(tally.lengths)
+    kept, tokens = tally.lengths.total(), sum(length * count for length, count in tally.lengths.items())
     return {
         "documents_read": kept + tally.notes.dropped.total(),
         "documents_kept": kept,
         "documents_dropped": dict(sorted(tally.notes.dropped.items())),
         "documents_changed": dict(sorted(tally.notes.changed.items())),
+        "repeated_paragraphs": tally.repeated_paragraphs,
+        "languages_of_sample": _languages(tally.notes.sample.values()),
         "text_bytes": tally.text_bytes,
         "tokens": tokens,
         "words": tally.words,
         "tokens_per_word": round(tokens / max(1, tally.words), 4),
         "unknown_share": round(tally.unknown / max(1, tokens), 6),
-        "document_tokens_percentiles": {
-            str(percent): int(np.percentile(tally.lengths, percent, method="nearest")) if kept else 0
-            for percent in PERCENTILES
-        },
+        "document_tokens_percentiles": {str(percent): _percentile(tally.lengths, percent) for percent in PERCENTILES},
     }
+
+
+def _languages(sample: Iterable[str]) -> dict[str, int]:
+    """How many texts of the sample are in which language, the most frequent first."""
+    counts = Counter(map(language.detect, sample))
+    return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))
+
+
+def _percentile(lengths: Counter[int], percent: int) -> int:
+    """The length that `percent` of the documents do not exceed; 0 of none."""
+    if not lengths:
+        return 0
+    sizes = sorted(lengths)
+    ends = np.cumsum([lengths[size] for size in sizes])
+    return sizes[int(np.searchsorted(ends, percent / 100 * ends[-1]))]
 
 
 def sentences(report: dict[str, Any]) -> Iterator[str]:
@@ -89,7 +107,12 @@ def sentences(report: dict[str, Any]) -> Iterator[str]:
     yield from problems(
         report["documents_dropped"], report["documents_changed"], report["files_skipped"], report["examples"]
     )
+    if report["repeated_paragraphs"]:
+        yield f"Removed {counted(report['repeated_paragraphs'], 'paragraph')} that stood in the corpus before."
     yield f"Kept {_kept(report)}"
+    if report["languages_of_sample"]:
+        counts = report["languages_of_sample"]
+        yield f"Languages, by {counted(sum(counts.values()), 'document')} drawn from all: {_shares(counts)}."
     if len(report["sources"]) > 1:
         for source, statistics in report["sources"].items():
             dropped = sum(statistics["documents_dropped"].values())
@@ -111,6 +134,12 @@ def _kept(statistics: dict[str, Any]) -> str:
         f"{statistics['unknown_share']:.3%} of them [UNK]; {lengths['0']:,} to {lengths['100']:,} a document, "
         f"half of them at most {lengths['50']:,}, 19 of 20 at most {lengths['95']:,}."
     )
+
+
+def _shares(counts: Mapping[str, int]) -> str:
+    whole = sum(counts.values())
+    shown = [f"{name} {count / whole:.1%}" for name, count in list(counts.items())[:_SHOWN_LANGUAGES]]
+    return ", ".join(shown) + (", others" if len(counts) > _SHOWN_LANGUAGES else "")
 
 
 def _examples(examples: Mapping[str, list[dict[str, Any]]]) -> Iterator[str]:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from data_pipeline import hub
 from data_pipeline.filters import Filters
 from data_pipeline.formats import (
     BOM,
@@ -12,6 +13,7 @@ from data_pipeline.formats import (
     OVERSIZED,
     FileProblemError,
     Record,
+    Stretch,
     csv_fields,
     cut_at_character,
     kind,
@@ -22,7 +24,8 @@ from data_pipeline.inputs import Input, open_input
 UNIT_BYTES = 1 << 20  # of records: some tenths of a second of work, small enough to balance, large enough to ship
 DEFAULT_MAX_DOCUMENT_BYTES = 8 << 20
 OVERSIZED_RULES = ("drop", "cut")
-_PLAIN = (".txt", ".parquet", ".arrow")  # a record is the text itself, so it may be cut anywhere
+_DATASETS = "datasets"  # the format of what the library opens
+_PLAIN = (".txt", ".parquet", ".arrow", _DATASETS)  # a record is the text itself, so it may be cut anywhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,12 @@ class Unit:
     read: int = 0  # bytes of the (compressed) input file that were read for it
     column: int = 0  # of the text, in .csv
     problem: tuple[str, str] | None = None  # (kind, details) of what ended the file after these records
+    start: int = 0  # the byte of the file that lines are counted from
+
+    @property
+    def bytes(self) -> int:
+        """Of all its records."""
+        return sum(len(record.content) for record in self.records)
 
 
 class BadRecordError(Exception):
@@ -57,7 +66,10 @@ class BadRecordError(Exception):
 def read_units(inputs: Sequence[Input], reading: Reading, unit_bytes: int = UNIT_BYTES) -> Iterator[Unit]:
     """All records of all files in order, as units; what is wrong with a file stands in the last unit of it."""
     for entry in inputs:
-        yield from _file_units(entry, reading, unit_bytes)
+        for part in range(entry.parts):
+            yield from part_units(entry, reading, part, unit_bytes)
+        if not entry.parts:
+            yield from file_units(entry, reading, None, unit_bytes)
 
 
 def record_text(unit: Unit, record: Record) -> tuple[str, list[str]]:
@@ -106,11 +118,16 @@ def _json_text(unit: Unit, line: str) -> str:
     return str(fields[text_field])
 
 
-def _file_units(entry: Input, reading: Reading, unit_bytes: int) -> Iterator[Unit]:
+def file_units(
+    entry: Input, reading: Reading, stretch: Stretch | None = None, unit_bytes: int = UNIT_BYTES
+) -> Iterator[Unit]:
+    """The units of one file, or of the lines that start in a stretch of it."""
     file_format, _ = kind(entry.path)
-    done, column, problem = 0, 0, None
+    start, stop = stretch or Stretch(0, entry.size)
+    done, column, problem = start, 0, None
     with open_input(entry.path) as file:
-        found = records(entry.path, file, reading.text_field, reading.txt_documents, reading.max_document_bytes)
+        limit = reading.max_document_bytes
+        found = records(entry.path, file, reading.text_field, reading.txt_documents, limit, stretch)
         batches = _batches(found, unit_bytes)
         while True:
             batch: list[Record] = []
@@ -123,10 +140,23 @@ def _file_units(entry: Input, reading: Reading, unit_bytes: int) -> Iterator[Uni
             if problem or not batch:
                 break
             position = batch[-1].position or file.tell()
-            yield Unit(entry, file_format, batch, reading, position - done, column)
+            yield Unit(entry, file_format, batch, reading, position - done, column, start=start)
             done = position
-    if problem or done < entry.size:
-        yield Unit(entry, file_format, [], reading, entry.size - done, column, problem)
+    if problem or done < stop:
+        yield Unit(entry, file_format, [], reading, max(0, stop - done), column, problem, start)
+
+
+def part_units(entry: Input, reading: Reading, part: int, unit_bytes: int = UNIT_BYTES) -> Iterator[Unit]:
+    """The units of one part of an input that the library `datasets` opens."""
+    dataset = hub.parse(str(entry.path))
+    if dataset is None:
+        raise ValueError(f"{entry.path} is no input of datasets")
+    found = hub.records(dataset, part, entry.parts, reading.text_field, reading.max_document_bytes)
+    try:
+        for batch in _batches(found, unit_bytes):
+            yield Unit(entry, _DATASETS, batch, reading)
+    except FileProblemError as error:
+        yield Unit(entry, _DATASETS, [], reading, problem=(error.kind, error.details))
 
 
 def _text_column(header: Record, text_field: str) -> int:

@@ -1,24 +1,34 @@
 """From the raw records of a unit to cleaned, filtered texts, and the notes on what was dropped or changed."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 from data_pipeline.clean import clean, unwanted_kinds
 from data_pipeline.errors import DataError
-from data_pipeline.formats import Record
-from data_pipeline.inputs import Input
+from data_pipeline.formats import Record, line_start
+from data_pipeline.inputs import Input, open_input
 from data_pipeline.notes import Example, Notes, excerpt
 from data_pipeline.sources import BadRecordError, Reading, Unit, read_units, record_text
 
 EMPTY = "empty after cleaning"
+_CHUNK_BYTES = 1 << 20
 _NO_MISTAKES = ("blank line",)  # --strict lets them pass
 
 
-def clean_texts(unit: Unit) -> tuple[list[str], Notes]:
-    """The texts of a unit in their order, cleaned, none of them empty, and the notes on the rest.
+class Text(NamedTuple):
+    """A cleaned text that is not empty, and where its record starts."""
+
+    line: int
+    text: str
+
+
+def clean_texts(unit: Unit) -> tuple[list[Text], Notes]:
+    """The texts of a unit in their order, and the notes on the rest.
 
     With `strict` the first record, character or file that is not in order is a DataError with file and line.
     """
-    texts: list[str] = []
+    texts: list[Text] = []
     notes = Notes()
     for record in unit.records:
         text = _text(unit, record, notes)
@@ -28,7 +38,7 @@ def clean_texts(unit: Unit) -> tuple[list[str], Notes]:
         if failed:
             notes.add(notes.dropped, f"filter {failed.name}", _example(unit, record, text, failed.measure))
         elif text:
-            texts.append(text)
+            texts.append(Text(record.line, text))
         else:
             notes.add(notes.dropped, EMPTY, _example(unit, record))
     if unit.problem:
@@ -43,7 +53,7 @@ def read_texts(inputs: Sequence[Input], reading: Reading, notes: Notes) -> Itera
     for unit in read_units(inputs, reading):
         texts, of_unit = clean_texts(unit)
         notes.update(of_unit)
-        yield from texts
+        yield from (found.text for found in texts)
 
 
 def _text(unit: Unit, record: Record, notes: Notes) -> str | None:
@@ -66,7 +76,20 @@ def _example(unit: Unit, record: Record, text: str | None = None, measure: str =
     return Example(unit.input.source, unit.input.name, record.line, excerpt(text or record.content), measure)
 
 
+def lines_before(path: Path, start: int) -> int:
+    """How many lines start before the byte `start`, of the line that is whole by then."""
+    count = 0
+    with open_input(path) as file:
+        end = line_start(file, start)
+        file.seek(0)
+        while end > 0 and (chunk := file.read(min(_CHUNK_BYTES, end))):
+            count += chunk.count(b"\n")
+            end -= len(chunk)
+    return count
+
+
 def _refuse_if_strict(unit: Unit, line: int, reason: str) -> None:
     if unit.reading.strict:
+        line += lines_before(unit.input.path, unit.start) if line else 0
         place = f"{unit.input.path}, line {line:,}" if line else str(unit.input.path)
         raise DataError(f"{place}: {reason} (--strict)")

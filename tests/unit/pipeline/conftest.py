@@ -44,7 +44,9 @@ def texts():
 
 def write_jsonl(path, texts):
     """One object a line; the path."""
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    content = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    if not path.exists() or path.read_text(encoding="utf-8") != content:  # written anew it were another input
+        path.write_text(content, encoding="utf-8")
     return path
 
 
@@ -76,20 +78,21 @@ def write_jsonl_fixture():
 def build_set(tmp_path, vocab_txt):
     """A function that builds a data set from texts through the public function; its folder."""
     from data_pipeline.build import BuildOptions, build
+    from data_pipeline.parallel import open_workers
 
-    def build_it(texts, name="set", **changes):
+    def build_it(texts, name="set", workers=1, **changes):
         options = {
             "inputs": (write_jsonl(tmp_path / f"{name}.jsonl", texts),),
             "tokenizer": vocab_txt,
             "output": tmp_path / name,
-            "workers": 1,
             "text_field": "text",
             "validation_fraction": 0.0,
             "shard_blocks": 64,
             "source": "text",
             "restart": False,
         }
-        build(BuildOptions(**(options | changes)))
+        with open_workers(workers) as opened:
+            build(BuildOptions(**(options | changes)), opened)
         return tmp_path / name
 
     return build_it

@@ -2,23 +2,19 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import tarfile
-import time
 import unicodedata
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
-from data_pipeline.assemble import SplitWriter
 from data_pipeline.errors import DataError, UserError
+from data_pipeline.layout import Planner
 from data_pipeline.manifest import load_manifest, load_token_counts
-from data_pipeline.output import LOCK_NAME
 from data_pipeline.verify import verify
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -104,16 +100,33 @@ def test_a_split_never_changes_as_the_corpus_grows(build_set, texts):
         assert of_small < of_large
 
 
-def test_blocks_close_before_a_document_that_would_overflow_them(tmp_path):
-    """Reference: the rule written as a plain loop; a document larger than a block stands alone."""
-    lengths = [300_000, 300_000, 200_000, 24_288, 1, 700_000, 5]
-    writer = SplitWriter(tmp_path, "train", "text", 2, 10)
-    for length in lengths:
-        writer.add(np.ones(length, np.uint16), np.ones(length, bool))
-    split = writer.finish()
-    assert [[b.tokens for b in shard.blocks] for shard in split.shards] == [[300_000, 524_288], [1, 700_000], [5]]
-    assert [shard.name for shard in split.shards] == [f"train-00000{number}.tar" for number in range(3)]
-    assert (split.documents, split.tokens) == (7, sum(lengths))
+@pytest.mark.parametrize("ranges", [1, 2, 7])
+def test_blocks_close_before_a_document_that_would_overflow_them(ranges):
+    """Reference: the rule as a plain loop, however the documents are cut into ranges; one too large stands alone."""
+    lengths = np.random.default_rng(ranges).choice([1, 5, 40, 60, 99, 100, 101, 700], 500)
+    expected, size = [[]], 0
+    for number, length in enumerate(lengths):
+        if expected[-1] and size + length > 100:
+            expected.append([])
+            size = 0
+        expected[-1].append(number)
+        size += length
+    planner, cuts = Planner("train", 3, 100), np.linspace(0, 500, ranges + 1).astype(int)
+    plans = [
+        plan
+        for index, (start, stop) in enumerate(pairwise(cuts))
+        for plan in planner.add(index, "text", lengths[start:stop])
+    ]
+    plans += planner.finish()
+    blocks = [block for plan in plans for block in plan.blocks]
+    found = [
+        [int(cuts[piece.range]) + number for piece in block.pieces for number in range(piece.start, piece.stop)]
+        for block in blocks
+    ]
+    assert found == expected
+    assert [len(plan.blocks) for plan in plans[:-1]] == [3] * (len(plans) - 1)
+    assert [plan.first_block for plan in plans] == [3 * number for number in range(len(plans))]
+    assert plans[1].name == "train-000001.tar"
 
 
 def test_a_vocabulary_above_65536_is_stored_in_uint32(tmp_path, build_set):
@@ -159,31 +172,58 @@ def test_a_finished_set_is_recognised_and_another_refused(tmp_path, build_set, t
     write_jsonl(corpus, texts[:31])
     changed = run_cli(*command)
     assert changed.returncode == 2
-    assert "inputs (new or changed: corpus.jsonl)" in changed.stderr
+    assert "corpus.jsonl has" in changed.stderr
     assert folder_bytes(tmp_path / "set") == before
     assert run_cli(*command, "--restart").returncode == 0
     assert load_manifest(tmp_path / "set").splits["train"].documents == 31
 
 
-def test_a_failing_build_leaves_only_the_lock(tmp_path, build_set, texts):
-    """With --strict a damaged second input stops the build after documents of the first were written."""
+def test_a_failing_build_keeps_what_is_done(tmp_path, build_set, texts):
+    """With --strict a damaged second input stops the build; without, the same folder becomes the undisturbed build."""
     broken = tmp_path / "broken.json"
     broken.write_text("[")
     good = tmp_path / "set.jsonl"
     with pytest.raises(DataError, match=r"broken\.json"):
+        build_set(texts, inputs=(good, broken), strict=True, span_bytes=20_000)
+    with pytest.raises(UserError, match="an interrupted build"):
+        load_manifest(tmp_path / "set")
+    assert len(list((tmp_path / "set" / ".build" / "ranges").iterdir())) >= 2
+    directory = build_set(texts, inputs=(good, broken), span_bytes=20_000)
+    assert folder_bytes(directory) == folder_bytes(
+        build_set(texts, name="other", inputs=(good, broken), span_bytes=20_000)
+    )
+    assert not (tmp_path / "set" / ".build").exists()
+
+
+def test_another_request_for_a_begun_folder_is_refused(tmp_path, build_set, texts):
+    """Each difference is named; --restart begins anew."""
+    good, broken = tmp_path / "set.jsonl", tmp_path / "broken.json"
+    broken.write_text("[")
+    with pytest.raises(DataError):
         build_set(texts, inputs=(good, broken), strict=True)
-    assert [path.name for path in (tmp_path / "set").iterdir()] == [LOCK_NAME]
+    os.utime(good, ns=(1, 1))
+    with pytest.raises(UserError, match=r"begun with .*set\.jsonl was modified since; .*--restart"):
+        build_set(texts, inputs=(good, broken))
+    with pytest.raises(UserError, match=r"validation_fraction was 0\.0, is now 0\.5"):
+        build_set(texts, inputs=(good, broken), validation_fraction=0.5)
+    with pytest.raises(UserError, match=r"broken\.json is gone"):
+        build_set(texts, inputs=(good,))
+    build_set(texts, inputs=(good,), restart=True)
+    assert load_manifest(tmp_path / "set").splits["train"].documents == len(set(texts))
 
 
-def test_a_full_disk_is_one_clear_line_and_leaves_no_partial_file(tmp_path, texts, run_cli, write_jsonl, vocab_txt):
-    """The limit on the size of a file stands for the full disk: the system refuses in the middle of a shard."""
+def test_a_full_disk_is_one_clear_line_and_what_is_done_stays(tmp_path, texts, run_cli, write_jsonl, vocab_txt):
+    """The limit on the size of a file stands for the full disk; with more room the same command finishes the same."""
     corpus = write_jsonl(tmp_path / "corpus.jsonl", texts)
-    options = ("--input", corpus, "--tokenizer", vocab_txt, "--output", tmp_path / "set", "--workers", 1)
-    done = run_cli("build", *options, limit_file_bytes=30_000)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "train-000000.tar: cannot write: File too large" in done.stderr
-    assert [path.name for path in (tmp_path / "set").iterdir()] == [LOCK_NAME]
+    options = ("--input", corpus, "--tokenizer", vocab_txt, "--workers", 1, "--output")
+    done = run_cli("build", *options, tmp_path / "set", limit_file_bytes=30_000)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "000000-000000-end.safetensors: cannot write: File too large" in done.stderr
+    assert not (tmp_path / "set" / "manifest.json").exists()
+    assert not list((tmp_path / "set").rglob("*.partial"))
+    for folder in ("set", "other"):
+        assert run_cli("build", *options, tmp_path / folder).returncode == 0
+    assert folder_bytes(tmp_path / "set") == folder_bytes(tmp_path / "other")
 
 
 def test_a_foreign_folder_is_never_written_into(tmp_path, build_set, texts):
@@ -193,87 +233,6 @@ def test_a_foreign_folder_is_never_written_into(tmp_path, build_set, texts):
     with pytest.raises(UserError, match=r"thesis\.tex"):
         build_set(texts)
     assert folder_bytes(tmp_path / "set") == {"thesis.tex": b"years of work"}
-
-
-def start_build(tmp_path, texts, vocab_txt):
-    """A build of two workers in the background, returned once it writes; its process."""
-    corpus = tmp_path / "slow.jsonl"
-    with corpus.open("w") as file:
-        for number in range(60_000):
-            file.write(json.dumps({"text": f"{number} {texts[number % len(texts)]}"}) + "\n")
-    command = [sys.executable, "-m", "data_pipeline", "build", "--input", corpus, "--tokenizer", vocab_txt]
-    command += ["--output", tmp_path / "slow", "--workers", "2"]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
-    wait_until(lambda: (tmp_path / "slow" / "train-000000.tar.partial").exists())
-    return process
-
-
-def wait_until(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
-
-
-def children_of(pid):
-    tasks = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(child) for child in tasks.read_text().split()]
-
-
-def is_running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-needs_proc = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc to see child processes")
-
-
-@needs_proc
-def test_a_killed_build_leaves_no_worker_and_nothing_that_looks_complete(
-    tmp_path, texts, vocab_txt, run_cli, write_jsonl
-):
-    """While it runs a second build is refused; after kill -9 the folder is no data set, and a build there works."""
-    process = start_build(tmp_path, texts, vocab_txt)
-    workers = children_of(process.pid)
-    command = ["build", "--tokenizer", vocab_txt, "--output", tmp_path / "slow", "--workers", 1, "--input"]
-    second = run_cli(*command, tmp_path / "slow.jsonl")
-    process.kill()
-    process.communicate()
-    assert (second.returncode, second.stderr.count("\n")) == (2, 1)
-    assert "another build is writing here" in second.stderr
-    assert workers
-    wait_until(lambda: not any(map(is_running, workers)), seconds=20)
-    assert (tmp_path / "slow" / "train-000000.tar.partial").exists()
-    with pytest.raises(UserError, match="no finished data set"):
-        load_manifest(tmp_path / "slow")
-    assert run_cli(*command, write_jsonl(tmp_path / "short.jsonl", texts[:10])).returncode == 0
-    assert verify(load_manifest(tmp_path / "slow")) == []
-    assert not list((tmp_path / "slow").glob("*.partial"))
-
-
-def test_an_interrupted_build_says_so_and_cleans_up(tmp_path, texts, vocab_txt):
-    """Ctrl-C: one line, exit 130, only the lock is left."""
-    process = start_build(tmp_path, texts, vocab_txt)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stderr) == (130, "interrupted\n")
-    assert [path.name for path in (tmp_path / "slow").iterdir()] == [LOCK_NAME]
-
-
-@needs_proc
-def test_a_killed_worker_ends_the_build_with_one_line(tmp_path, texts, vocab_txt):
-    """As the out-of-memory killer does it: exit 2, only the lock is left."""
-    process = start_build(tmp_path, texts, vocab_txt)
-    for worker in children_of(process.pid):
-        if "resource_tracker" not in Path(f"/proc/{worker}/cmdline").read_text():
-            os.kill(worker, signal.SIGKILL)
-    _, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stderr.count("\n")) == (2, 1)
-    assert "worker process was killed" in stderr
-    assert [path.name for path in (tmp_path / "slow").iterdir()] == [LOCK_NAME]
 
 
 def damage(path, position):
@@ -410,7 +369,7 @@ def test_progress_is_lines_elsewhere_and_a_bar_on_a_terminal():
             return True
 
     for stream, every in ((io.StringIO(), 0.0), (Terminal(), 0.0), (io.StringIO(), 60.0)):
-        with progress(4_000_000, stream, every) as add:
+        with progress(4_000_000, stream=stream, every=every) as add:
             add(1_000_000, 10, 500_000)
             add(1_000_000, 10, 500_000)
         shown = stream.getvalue()

@@ -23,7 +23,7 @@ def data_set(tmp_path, build_set, texts):
         (["build", "--output", "X", "--tokenizer", "{vocab}", "--input", "a", "--filters", "x"], 2, "no filter 'x'"),
         (["build", "--output", "X", "--tokenizer", "{vocab}", "--max-digit-share", "2"], 2, "not a share from 0 to 1"),
         (["build", "--input", "none.jsonl", "--tokenizer", "{vocab}", "--output", "{tmp}/x"], 2, "none.jsonl"),
-        (["build", "--input", "{vocab}/no", "--tokenizer", "{vocab}", "--output", "{tmp}/x"], 2, "not a kind of input"),
+        (["build", "--input", "{vocab}/no", "--tokenizer", "{vocab}", "--output", "{tmp}/x"], 2, "no such file"),
         (["build", "--input", "{good}", "--tokenizer", "{tmp}/no", "--output", "{tmp}/x"], 2, "no such tokenizer"),
         (["build", "--input", "{good}", "--tokenizer", "{vocab}", "--output", "{good}"], 2, "cannot write"),
         (["build", "--input", "{good}", "--tokenizer", "{vocab}", "--output", "{good}/x"], 2, "cannot write"),

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.clean import clean
-from data_pipeline.dedup import SeenTexts, digest, is_validation
 from data_pipeline.errors import DataError, UserError
 from data_pipeline.formats import FORMATS
+from data_pipeline.held_out import digest, validation_limit
 from data_pipeline.inputs import find_inputs
 from data_pipeline.notes import Notes
 from data_pipeline.sources import Reading, read_units
@@ -245,7 +245,7 @@ def test_inputs_that_cannot_be_read_are_refused_before_the_work(tmp_path):
     for path, reason in (
         (tmp_path / "folder.txt", "no input file there"),
         (tmp_path / "*.jsonl", "no input file there"),
-        (tmp_path / "none.txt", "No such file"),
+        (tmp_path / "none.txt", "no such file"),
         (tmp_path / "notes.docx", "not a kind of input"),
     ):
         with pytest.raises(UserError, match=reason):
@@ -289,17 +289,18 @@ def test_cleaning_gives_encodable_normal_text_and_is_idempotent(text):
 @given(st.lists(st.text(max_size=5), unique=True, min_size=1), st.floats(0, 0.99))
 def test_the_split_of_a_text_depends_on_nothing_else(texts, fraction):
     """And a larger fraction only adds to the texts held out."""
-    held_out = [text for text in texts if is_validation(digest(text), fraction)]
-    assert held_out == [text for text in texts if is_validation(digest(text), fraction)]
-    assert all(is_validation(digest(text), (1 + fraction) / 2) for text in held_out)
-    assert not any(is_validation(digest(text), 0.0) for text in texts)
+    numbers = [int.from_bytes(digest(text)[:8], "big") for text in texts]
+    held_out = [number for number in numbers if number < validation_limit(fraction)]
+    assert all(number < validation_limit((1 + fraction) / 2) for number in held_out)
+    assert validation_limit(0.0) == 0
 
 
-def test_the_first_of_equal_texts_stays():
-    """Reference: a set of the texts themselves."""
-    seen = SeenTexts()
-    texts = ["a", "b", "a", "c", "b", "d"]
-    assert [text for text in texts if seen.first_time(digest(text))] == ["a", "b", "c", "d"]
+@pytest.mark.parametrize("fraction", [0.01, 0.3])
+def test_the_share_of_texts_held_out_is_the_fraction(fraction):
+    """Reference: the binomial distribution, 5 sigma."""
+    numbers = [int.from_bytes(digest(str(number))[:8], "big") for number in range(20_000)]
+    share = sum(number < validation_limit(fraction) for number in numbers) / len(numbers)
+    assert abs(share - fraction) <= 5 * (fraction * (1 - fraction) / len(numbers)) ** 0.5
 
 
 @pytest.mark.parametrize("rule", ["block", "line", "file"])
