@@ -22,8 +22,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code: 0 done, 2 the user's mistake, 3 damaged data, 130 interrupted."""
+    options = argparse.Namespace(interrupted="interrupted")
     try:
-        options = _parser().parse_args(arguments)
+        _parser().parse_args(arguments, options)
         result: int = options.run(options)
         sys.stdout.flush()
     except BertmaeError as error:
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{error.filename or 'input or output'}: {error.strerror}", file=sys.stderr)
         return UserError.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(options.interrupted, file=sys.stderr)
         return 130
     return result
 
@@ -114,7 +115,7 @@ def _build_options(command: argparse.ArgumentParser) -> None:
         help="how an input that changed between two calls is found, besides its size (%(default)s)",
     )
     command.add_argument("--restart", action="store_true", help="remove the data set in DIR and build it anew")
-    command.set_defaults(run=_build)
+    command.set_defaults(run=_build, interrupted="interrupted; the same command goes on from here")
 
 
 def _verify_options(command: argparse.ArgumentParser) -> None:
@@ -345,7 +346,7 @@ def _filters(options: argparse.Namespace) -> "Filters":
 
 def _build(options: argparse.Namespace) -> int:
     from data_pipeline.build import BuildOptions, build
-    from data_pipeline.duplicates import DuplicateRules
+    from data_pipeline.dedup.duplicates import DuplicateRules
     from data_pipeline.parallel import open_workers
 
     source, named_inputs = _sources(options)
@@ -383,10 +384,10 @@ def _build(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     import time
 
-    from data_pipeline.checking import workers_end_at_interrupt
-    from data_pipeline.foreign import foreign_shards
+    from data_pipeline.checks.checking import workers_end_at_interrupt
+    from data_pipeline.checks.foreign import foreign_shards
+    from data_pipeline.checks.verify import summary, verify
     from data_pipeline.manifest import load_manifest
-    from data_pipeline.verify import summary, verify
 
     with workers_end_at_interrupt():
         if shards := foreign_shards(options.directory):
@@ -402,7 +403,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _verify_foreign(paths: list[Path], workers: int) -> int:
-    from data_pipeline.foreign import Totals, check_shards, closing_sentence, problems, sentence
+    from data_pipeline.checks.foreign import Totals, check_shards, closing_sentence, problems, sentence
 
     total = Totals()
     for shard in check_shards(paths, workers, "verify"):
@@ -417,8 +418,8 @@ def _verify_foreign(paths: list[Path], workers: int) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from data_pipeline.foreign import foreign_shards
-    from data_pipeline.inspect import describe, documents
+    from data_pipeline.checks.foreign import foreign_shards
+    from data_pipeline.checks.inspect import describe, documents
     from data_pipeline.manifest import load_manifest
 
     if shards := foreign_shards(options.directory):
@@ -432,8 +433,8 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _inspect_foreign(paths: list[Path], tokenizer: Path | None, documents: int) -> int:
-    from data_pipeline.foreign import Totals, check_shards
-    from data_pipeline.inspect_foreign import describe_shards, samples
+    from data_pipeline.checks.foreign import Totals, check_shards
+    from data_pipeline.checks.inspect_foreign import describe_shards, samples
     from data_pipeline.tokenizer import load_tokenizer
 
     vocabulary = load_tokenizer(tokenizer).vocabulary if tokenizer else None

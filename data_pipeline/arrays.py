@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline import contamination, language, near, paragraphs
+from data_pipeline import contamination, language
+from data_pipeline.dedup import near, paragraphs
 from data_pipeline.encode import TextEncoder
 from data_pipeline.held_out import digest
 from data_pipeline.notes import SAMPLE, Example, Notes, excerpt

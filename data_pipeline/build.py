@@ -20,7 +20,7 @@ from data_pipeline import clean, filters, output, words
 from data_pipeline.arrays import Encoding
 from data_pipeline.assemble import finished_shard, missing_shards, write_shard
 from data_pipeline.contamination import WORDS, evaluation_grams, evaluation_texts
-from data_pipeline.duplicates import DuplicateRules, find_duplicates
+from data_pipeline.dedup.duplicates import DuplicateRules, find_duplicates
 from data_pipeline.durable import write_whole
 from data_pipeline.errors import DataError, UserError
 from data_pipeline.filters import Filters

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.duplicates import KEPT, DuplicateRules, dropped, dropped_paragraphs
+from data_pipeline.dedup.duplicates import KEPT, DuplicateRules, dropped, dropped_paragraphs
 from data_pipeline.held_out import validation_limit
 from data_pipeline.staging import StagedRange
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.duplicates import EXACT, KEPT, NEAR
+from data_pipeline.dedup.duplicates import EXACT, KEPT, NEAR
 from data_pipeline.layout import SPLITS, Kept, Planner, Selection, ShardPlan, select
 from data_pipeline.notes import EXAMPLES, Example, Notes
 from data_pipeline.report import Tally

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
+from data_pipeline.checks.verify import verify
 from data_pipeline.errors import DataError, UserError
 from data_pipeline.layout import Planner
 from data_pipeline.manifest import load_manifest, load_token_counts
-from data_pipeline.verify import verify
 
 ROOT = Path(__file__).resolve().parents[3]
 DATA = ROOT.parent / "shared" / "data"

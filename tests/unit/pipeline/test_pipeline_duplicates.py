@@ -18,14 +18,14 @@ import xxhash
 import zstandard
 from safetensors.numpy import save_file
 
-from data_pipeline import near, near_pairs, paragraphs
-from data_pipeline.duplicates import EXACT, KEPT, NEAR, DuplicateRules, dropped, dropped_paragraphs, examples
-from data_pipeline.duplicates import find_duplicates as find
+from data_pipeline.dedup import near, near_pairs, paragraphs
+from data_pipeline.dedup.duplicates import EXACT, KEPT, NEAR, DuplicateRules, dropped, dropped_paragraphs, examples
+from data_pipeline.dedup.duplicates import find_duplicates as find
+from data_pipeline.dedup.sorted_runs import bucket, cut_into_groups
+from data_pipeline.dedup.units import grams, units
 from data_pipeline.errors import DataError, UserError
 from data_pipeline.filters import _CJK
-from data_pipeline.sorted_runs import bucket, cut_into_groups
 from data_pipeline.stdlib_docs import documents_of_source
-from data_pipeline.units import grams, units
 
 DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 RULES = DuplicateRules(near_threshold=0.5, paragraphs=True)

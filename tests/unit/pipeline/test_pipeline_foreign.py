@@ -12,9 +12,9 @@ import pytest
 import webdataset as wds
 
 from data_pipeline.__main__ import main
-from data_pipeline.checking import SHOWN_PROBLEMS
-from data_pipeline.foreign import check_shards, foreign_shards, sample_name
-from data_pipeline.tars import walk
+from data_pipeline.checks.checking import SHOWN_PROBLEMS
+from data_pipeline.checks.foreign import check_shards, foreign_shards, sample_name
+from data_pipeline.checks.tars import walk
 
 RECORD = 512
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from data_pipeline import near
+from data_pipeline.dedup import near
 
 WORDS = [f"word{number}" for number in range(5000)]
 GOLDEN_BANDS = [[599556592852417487, 18023194300843282704], [1815627180644838682, 615965768079867461]]

@@ -13,8 +13,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.dedup.units import _POWERS, grams, in_batches, span_hashes, unit_hashes, units
 from data_pipeline.filters import _CJK
-from data_pipeline.units import _POWERS, grams, in_batches, span_hashes, unit_hashes, units
 
 DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 CJK = re.compile(f"[{_CJK}]")

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import xxhash
 
-from data_pipeline import verify as verify_module
 from data_pipeline.__main__ import main
-from data_pipeline.checking import SHOWN_PROBLEMS
+from data_pipeline.checks import verify as verify_module
+from data_pipeline.checks.checking import SHOWN_PROBLEMS
+from data_pipeline.checks.verify import verify
 from data_pipeline.manifest import Split, write_manifest
 from data_pipeline.shards import ShardWriter, encode_block
-from data_pipeline.verify import verify
 
 ROOT = Path(__file__).resolve().parents[3]
 VOCABULARY = 300

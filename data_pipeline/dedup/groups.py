@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
 
-from data_pipeline.near import MINIMA
-from data_pipeline.sorted_runs import Interval
+from data_pipeline.dedup.near import MINIMA
+from data_pipeline.dedup.sorted_runs import Interval
 
 DOCUMENTS, PARAGRAPHS = "digest_D2", "paragraph_digest_P2"  # a row a record
 

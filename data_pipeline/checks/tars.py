@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from data_pipeline.check_blocks import open_plain, unreadable
+from data_pipeline.checks.check_blocks import open_plain, unreadable
 from data_pipeline.errors import DataError
 from data_pipeline.shards import TAR_RECORD
 

@@ -18,11 +18,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline import near, paragraphs
-from data_pipeline.durable import write_whole
-from data_pipeline.errors import DataError, UserError
-from data_pipeline.groups import DOCUMENTS, PARAGRAPHS, Group, numbered, rows, tensor
-from data_pipeline.near_pairs import (
+from data_pipeline.dedup import near, paragraphs
+from data_pipeline.dedup.groups import DOCUMENTS, PARAGRAPHS, Group, numbered, rows, tensor
+from data_pipeline.dedup.near_pairs import (
     BandRun,
     Candidates,
     Similar,
@@ -31,7 +29,7 @@ from data_pipeline.near_pairs import (
     write_candidates,
     write_similar,
 )
-from data_pipeline.sorted_runs import (
+from data_pipeline.dedup.sorted_runs import (
     Files,
     Interval,
     Records,
@@ -43,6 +41,8 @@ from data_pipeline.sorted_runs import (
     write_array,
     write_run,
 )
+from data_pipeline.durable import write_whole
+from data_pipeline.errors import DataError, UserError
 
 KEPT, EXACT, NEAR = 0, 1, 2
 GROUP_RECORDS = 1 << 21  # that a task holds: about 60 bytes each while they are sorted

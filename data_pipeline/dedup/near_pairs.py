@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline import near
-from data_pipeline.groups import Group, band, numbered, sketches_of
-from data_pipeline.sorted_runs import (
+from data_pipeline.dedup import near
+from data_pipeline.dedup.groups import Group, band, numbered, sketches_of
+from data_pipeline.dedup.sorted_runs import (
     Files,
     Interval,
     Records,

@@ -16,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from data_pipeline.checking import SHOWN_PROBLEMS, bar
+from data_pipeline.checks.checking import SHOWN_PROBLEMS, bar
+from data_pipeline.checks.tars import NAMES, Member, walk
 from data_pipeline.durable import PARTIAL
 from data_pipeline.errors import DataError, UserError
 from data_pipeline.manifest import MANIFEST_NAME
 from data_pipeline.output import LOCK_NAME, WORK
 from data_pipeline.parallel import map_in_order
 from data_pipeline.report import counted, megabytes
-from data_pipeline.tars import NAMES, Member, walk
 
 NPY, JSON = ".npy", ".json"
 # Formats that hold a pickle, or may: to open one is to run the code in it.

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.checks.foreign import JSON, NPY, Totals, kind_sentence, read_array, sample_name
+from data_pipeline.checks.inspect import TOKENS_SHOWN, words_line
+from data_pipeline.checks.tars import walk
 from data_pipeline.errors import DataError
-from data_pipeline.foreign import JSON, NPY, Totals, kind_sentence, read_array, sample_name
-from data_pipeline.inspect import TOKENS_SHOWN, words_line
 from data_pipeline.report import counted
-from data_pipeline.tars import walk
 from data_pipeline.tokenizer import PREFIX
 
 _TEXTS = (JSON, ".txt")

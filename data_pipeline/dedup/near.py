@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.units import RULES as UNIT_RULES
-from data_pipeline.units import Grams, grams, in_batches, mixed, units
+from data_pipeline.dedup.units import RULES as UNIT_RULES
+from data_pipeline.dedup.units import Grams, grams, in_batches, mixed, units
 
 WORDS, CHARACTERS = 3, 4  # units of an n-gram, by its first one: CJK characters say less than words
 BANDS, ROWS = 32, 4

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from data_pipeline.check_blocks import Piece, Rules, open_plain, piece_checker, unreadable
-from data_pipeline.checking import bar, limited
+from data_pipeline.checks.check_blocks import Piece, Rules, open_plain, piece_checker, unreadable
+from data_pipeline.checks.checking import bar, limited
 from data_pipeline.durable import PARTIAL
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest, ShardEntry, load_token_counts

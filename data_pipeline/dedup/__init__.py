@@ -1,0 +1,1 @@
+"""Which documents and paragraphs stood in the corpus before, or nearly so."""
