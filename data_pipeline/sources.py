@@ -139,7 +139,7 @@ def file_units(
                 batch, problem = [], (error.kind, error.details)
             if problem or not batch:
                 break
-            position = batch[-1].position or file.tell()
+            position = min(batch[-1].position or file.tell(), stop)  # a last line may go on beyond its stretch
             yield Unit(entry, file_format, batch, reading, position - done, column, start=start)
             done = position
     if problem or done < stop:

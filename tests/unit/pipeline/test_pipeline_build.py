@@ -1,5 +1,6 @@
 """The build: documents exactly as tokenizers gives them, the same bytes for any workers, whole or not at all."""
 
+import gzip
 import json
 import os
 import tarfile
@@ -13,7 +14,9 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from data_pipeline.checks.verify import verify
+from data_pipeline.dedup.duplicates import DuplicateRules
 from data_pipeline.errors import DataError, UserError
+from data_pipeline.filters import Filters
 from data_pipeline.layout import Planner
 from data_pipeline.manifest import load_manifest, load_token_counts
 
@@ -87,6 +90,39 @@ def test_the_bytes_are_the_same_for_any_number_of_workers_and_any_run(build_set,
     for workers in (2, 3):
         assert folder_bytes(build_set(texts, workers=workers, restart=True, **changes)) == expected
     assert verify(manifest) == []
+
+
+def mixed_inputs(folder, texts):
+    """Files of several kinds, some damaged, with duplicates across them; (source, path) of each."""
+    folder.mkdir()
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    lines[700:700] = ["{", '{"txt": 1}']
+    lines[20:20] = ["\\"]
+    (folder / "a.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress("\n".join(lines[::-2]).encode()))
+    (folder / "c.txt").write_text("\n\n".join(f"{text}\n{'the cat runs ' * 12}" for text in texts[:300]))
+    (folder / "d.csv").write_text("id,text\n" + "".join(f'{i},"the {i}\ncat {i}"\n' for i in range(400)))
+    for number in range(30):
+        (folder / f"e{number:02d}.txt").write_text(f"mat {number}")
+    return ("jsonl", folder / "a.jsonl"), ("other", folder / "[b-d]*"), ("small", folder / "e*.txt")
+
+
+def test_the_bytes_do_not_depend_on_how_the_input_is_cut(tmp_path, build_set, texts):
+    """Reference: everything in one range for each source; report and examples, with their lines, are the same too."""
+    inputs = {"inputs": (), "named_inputs": mixed_inputs(tmp_path / "in", texts), "shard_blocks": 1}
+    rules = {"duplicates": DuplicateRules(True, 0.5, True), "validation_fraction": 0.1, "filters": Filters()}
+    whole = folder_bytes(build_set([], name="whole", span_bytes=10**9, **inputs, **rules))
+    report = json.loads(whole["report.json"])
+    assert [example["line"] for example in report["examples"]["not JSON"]] == [21, 702, 742]
+    assert report["documents_dropped"]["near duplicate"] > 10
+    assert report["repeated_paragraphs"] > 10
+    del whole["build.json"]
+    for span_bytes, workers in ((300, 1), (5_000, 3), (40_000, 2)):
+        cut = folder_bytes(
+            build_set([], name=f"cut{span_bytes}", workers=workers, span_bytes=span_bytes, **inputs, **rules)
+        )
+        del cut["build.json"]
+        assert cut == whole
 
 
 def test_a_split_never_changes_as_the_corpus_grows(build_set, texts):

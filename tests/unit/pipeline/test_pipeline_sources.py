@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from data_pipeline.clean import clean
 from data_pipeline.errors import DataError, UserError
-from data_pipeline.formats import FORMATS
+from data_pipeline.formats import FORMATS, Stretch
 from data_pipeline.held_out import digest, validation_limit
 from data_pipeline.inputs import find_inputs
 from data_pipeline.notes import Notes
-from data_pipeline.sources import Reading, read_units
-from data_pipeline.texts import read_texts
+from data_pipeline.sources import Reading, file_units, read_units
+from data_pipeline.texts import clean_texts, read_texts
 
 DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 TEXTS = ["one\ntwo", "深度学习", "Straße “quoted” 🙂", "x" * 3000]
@@ -361,3 +361,35 @@ def test_a_cut_falls_between_characters(tmp_path):
     for limit in range(1, len(content)):
         expected = content[:limit].decode(errors="ignore")
         assert read_all(tmp_path / "a.txt", max_document_bytes=limit, oversized="cut")[0] == [expected]
+
+
+@given(st.lists(st.binary(max_size=30).filter(lambda line: b"\n" not in line), max_size=30), st.integers(1, 60))
+def test_stretches_hold_every_line_once_in_order(tmp_path_factory, lines, size):
+    """Reference: the file read as a whole; wherever it is cut, a line belongs to the stretch in which it starts."""
+    path = tmp_path_factory.mktemp("lines") / "corpus.jsonl"
+    path.write_bytes(b"{" + b"\n".join(lines))
+    [entry] = find_inputs([("text", path)], Notes(), False)
+    whole = list(file_units(entry, Reading()))
+    stretches = [Stretch(start, min(start + size, entry.size)) for start in range(0, entry.size, size)]
+    parts = [list(file_units(entry, Reading(), stretch)) for stretch in stretches]
+    records = [record.content for units in parts for unit in units for record in unit.records]
+    assert records == [record.content for unit in whole for record in unit.records]
+    assert sum(unit.read for units in parts for unit in units) == entry.size
+    for stretch, units in zip(stretches, parts, strict=True):
+        found = [record.line for unit in units for record in unit.records]
+        assert found == list(range(1, len(found) + 1))
+        assert {unit.start for unit in units} <= {stretch.start}
+    assert [unit.problem for units in parts for unit in units if unit.problem] == [
+        unit.problem for unit in whole if unit.problem
+    ]
+
+
+def test_strict_names_the_line_of_the_file_in_any_stretch(tmp_path):
+    """Reference: the line that was broken, by hand; workers see their stretch only."""
+    path = tmp_path / "corpus.jsonl"
+    path.write_bytes(b'{"text": "a"}\n' * 40 + b"{\n" + b'{"text": "a"}\n' * 40)
+    [entry] = find_inputs([("text", path)], Notes(), False)
+    with pytest.raises(DataError, match=r"corpus\.jsonl, line 41: not JSON"):
+        for start in range(0, entry.size, 100):
+            for unit in file_units(entry, Reading(strict=True), Stretch(start, start + 100)):
+                clean_texts(unit)
