@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipeline.clean import clean, unwanted_kinds
+from data_pipeline.clean import clean, normalize, unwanted_kinds
 from data_pipeline.errors import DataError
 from data_pipeline.formats import Record, line_start
 from data_pipeline.inputs import Input, open_input
@@ -66,10 +66,11 @@ def _text(unit: Unit, record: Record, notes: Notes) -> str | None:
             _refuse_if_strict(unit, record.line, reason)
         notes.add(notes.dropped, reason, _example(unit, record))
         return None
-    for reason in dict.fromkeys([*repairs, *unwanted_kinds(raw)]):
+    unwanted = unwanted_kinds(raw)
+    for reason in dict.fromkeys([*repairs, *unwanted]):
         _refuse_if_strict(unit, record.line, reason)
         notes.add(notes.changed, reason, _example(unit, record))
-    return clean(raw)
+    return clean(raw) if unwanted else normalize(raw)
 
 
 def _example(unit: Unit, record: Record, text: str | None = None, measure: str = "") -> Example:

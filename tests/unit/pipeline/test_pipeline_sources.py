@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import unicodedata
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.clean import clean
+from data_pipeline.clean import clean, has_unwanted, unwanted_kinds
 from data_pipeline.errors import DataError, UserError
 from data_pipeline.formats import FORMATS, Stretch
 from data_pipeline.held_out import digest, validation_limit
@@ -393,3 +394,11 @@ def test_strict_names_the_line_of_the_file_in_any_stretch(tmp_path):
         for start in range(0, entry.size, 100):
             for unit in file_units(entry, Reading(strict=True), Stretch(start, start + 100)):
                 clean_texts(unit)
+
+
+def test_every_unwanted_character_is_seen():
+    """Reference: one regular expression, on all characters of Unicode between others of one, two and three bytes."""
+    unwanted = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff]")
+    for code in range(0x110000):
+        assert has_unwanted(f"a{chr(code)}é中") == bool(unwanted.search(chr(code))), hex(code)
+        assert bool(unwanted_kinds(chr(code))) == bool(unwanted.search(chr(code))), hex(code)
