@@ -1,9 +1,10 @@
 """What happened to records and files on the way: counts by reason, each with its first few examples."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from heapq import nsmallest
+from itertools import islice
 from typing import Any
 
 EXAMPLES = 3  # kept for each reason
@@ -68,6 +69,12 @@ class Notes:
         kept = self.examples.setdefault(reason, [])
         if len(kept) < EXAMPLES:
             kept.append(example)
+
+    def count(self, reason: str, number: int, examples: Iterator[Example]) -> None:
+        """Count `number` more dropped documents, and take examples while there is room."""
+        self.dropped[reason] += number
+        kept = self.examples.setdefault(reason, [])
+        kept += islice(examples, EXAMPLES - len(kept))
 
     def draw(self, texts: Iterable[tuple[str, str]]) -> None:
         """Take (hash, beginning of the text) into the sample: those with the lowest hashes, whatever the order."""

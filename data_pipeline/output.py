@@ -24,6 +24,7 @@ LOCK_NAME = ".lock"
 SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{6,}}\.tar")
 _FIXED_NAMES = {MANIFEST_NAME, REPORT_NAME, REQUEST_NAME, TOKEN_COUNTS_NAME, TOKENIZER_FOLDER, WORK}
 _NAMED = 5  # inputs that differ
+_SHOWN_CHARACTERS = 100  # of a setting that differs
 
 
 @contextmanager
@@ -80,11 +81,7 @@ def refuse_other_request(directory: Path, before: Mapping[str, Any], now: Mappin
     """UserError naming what differs between the request of the build in the folder and this one."""
     differences = [
         *_changed_inputs(before["inputs"], now["inputs"]),
-        *(
-            f"{key} was {before['settings'].get(key)!r}, is now {value!r}"
-            for key, value in now["settings"].items()
-            if before["settings"].get(key) != value
-        ),
+        *_changed_settings(before["settings"], now["settings"]),
     ]
     if differences:
         kind = "built" if has_manifest(directory) else "begun"
@@ -127,6 +124,21 @@ def remove_data_set(directory: Path) -> None:
 def _is_ours(name: str) -> bool:
     name = name.removesuffix(PARTIAL)
     return name in _FIXED_NAMES or SHARD_NAME.fullmatch(name) is not None
+
+
+def _changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """What differs, a key inside another one as "outer.inner"."""
+    for key in {**before, **now}:
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _changed_settings(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key} was {_short(old)}, is now {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= _SHOWN_CHARACTERS else f"{shown[:_SHOWN_CHARACTERS]}..."
 
 
 def _changed_inputs(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> Iterator[str]:

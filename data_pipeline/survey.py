@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.dedup.duplicates import EXACT, KEPT, NEAR
+from data_pipeline.dedup.duplicates import EXACT, KEPT, NEAR, examples
+from data_pipeline.inputs import Input
 from data_pipeline.layout import SPLITS, Kept, Planner, Selection, ShardPlan, select
-from data_pipeline.notes import EXAMPLES, Example, Notes
+from data_pipeline.notes import Example
 from data_pipeline.report import Tally
 from data_pipeline.spans import Span
 from data_pipeline.staging import StagedRange, part_of
@@ -21,6 +22,7 @@ from data_pipeline.staging import StagedRange, part_of
 REASONS = {EXACT: "exact duplicate", NEAR: "near duplicate"}
 ONLY_REPEATED = "only repeated paragraphs"
 _EXAMPLE_TOKENS = 40
+_PAIRS = 1_000  # near duplicates of which it can be said what they are like
 
 
 @dataclass(slots=True)
@@ -39,22 +41,51 @@ def survey(
     vocabulary: Sequence[str],
 ) -> Survey:
     """Plan all shards from the staged ranges at `paths`, which are in the order of the input."""
-    result, lines = Survey(), _Lines()
+    result, lines, documents = Survey(), _Lines(), _Documents(paths, spans, vocabulary)
+    near = selection.rules.near_threshold is not None
+    first_of = dict(examples(selection.duplicates, _PAIRS)) if near else {}
     for index, path in enumerate(paths):
         staged, part = StagedRange(path), part_of(path)
         span = spans[part.span]
         kept = select(staged, index, selection)
         tally = result.tallies.setdefault(span.source, Tally())
-        before = lines.before(span, part.span, staged.lines)
-        tally.notes.update(staged.notes.moved(before))
+        documents.lines.append(lines.before(span, part.span, staged.lines))
+        tally.notes.update(staged.notes.moved(documents.lines[index]))
         _count(tally, staged, kept)
-        _note_dropped(tally.notes, staged, kept, span, before, vocabulary)
+        for reason, dropped in _dropped(kept).items():
+            found = (documents.example(index, number, first_of.get((index, number))) for number in dropped)
+            tally.notes.count(reason, len(dropped), found)
         for number, split in enumerate(SPLITS):
             tokens_K = kept.tokens_D[kept.split_D == number]
             result.plans += planners[split].add(index, span.source, tokens_K)
     for split in SPLITS:
         result.plans += planners[split].finish()
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Documents:
+    """Where documents of the ranges stand in their files, and how they begin."""
+
+    paths: Sequence[Path]
+    spans: Sequence[Span]
+    vocabulary: Sequence[str]
+    lines: list[int] = field(default_factory=list)  # of the file before each range surveyed so far
+
+    def place(self, index: int, document: int) -> tuple[Input, int]:
+        """The file and the line."""
+        staged, part = StagedRange(self.paths[index]), part_of(self.paths[index])
+        file = self.spans[part.span].inputs[int(staged["input_D"][document])]
+        return file, int(staged["line_D"][document]) + self.lines[index]
+
+    def example(self, index: int, document: int, like: tuple[int, int] | None) -> Example:
+        """A document that was dropped, being `like` the one (range, document), which stays."""
+        file, line = self.place(index, document)
+        text = " ".join(_beginning(StagedRange(self.paths[index]), document, self.vocabulary))
+        if like is None:
+            return Example(file.source, file.name, line, text)
+        other, other_line = self.place(*like)
+        return Example(file.source, file.name, line, text, f"like {other.name}:{other_line}")
 
 
 class _Lines:
@@ -88,24 +119,11 @@ def _count(tally: Tally, staged: StagedRange, kept: Kept) -> None:
     tally.repeated_paragraphs += int(np.count_nonzero(kept_P & ~stays))
 
 
-def _note_dropped(
-    notes: Notes, staged: StagedRange, kept: Kept, span: Span, lines: int, vocabulary: Sequence[str]
-) -> None:
-    """Count the documents that duplicates or their paragraphs cost, with a few examples."""
-    only_repeated_D = (kept.reasons_D == KEPT) & (kept.split_D < 0)
-    for reason, dropped_D in [
-        *((name, kept.reasons_D == code) for code, name in REASONS.items()),
-        (ONLY_REPEATED, only_repeated_D),
-    ]:
-        dropped = np.flatnonzero(dropped_D)
-        if len(dropped):
-            notes.dropped[reason] += len(dropped)
-        examples = notes.examples.get(reason, [])
-        for document in dropped[: EXAMPLES - len(examples)].tolist():
-            file = span.inputs[int(staged["input_D"][document])]
-            text = " ".join(_beginning(staged, document, vocabulary))
-            line = int(staged["line_D"][document]) + lines
-            notes.examples.setdefault(reason, []).append(Example(file.source, file.name, line, text))
+def _dropped(kept: Kept) -> dict[str, list[int]]:
+    """The documents that duplicates or their paragraphs cost, by reason."""
+    dropped_D = {name: kept.reasons_D == code for code, name in REASONS.items()}
+    dropped_D[ONLY_REPEATED] = (kept.reasons_D == KEPT) & (kept.split_D < 0)
+    return {name: np.flatnonzero(of_reason_D).tolist() for name, of_reason_D in dropped_D.items() if of_reason_D.any()}
 
 
 def _beginning(staged: StagedRange, document: int, vocabulary: Sequence[str]) -> Iterator[str]:
