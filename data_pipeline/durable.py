@@ -1,5 +1,6 @@
 """Files that exist whole or not at all: temporary name, fsync, rename; and what a failed write says."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from data_pipeline.errors import UserError
 
 PARTIAL = ".partial"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -17,7 +19,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot write: {error.strerror or error}") from error
+        way_out = "; free some space and give the same command again" if error.errno in _FULL else ""
+        raise UserError(f"{path}: cannot write: {error.strerror or error}{way_out}") from error
 
 
 def partial_name(path: Path) -> Path:
