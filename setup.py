@@ -23,7 +23,9 @@ setup(
         "pyyaml>=6.0",
         # Its hashes decide which documents are near duplicates: another version may find others.
         "rensa==0.5.0",
-        "rjieba>=0.2.2",
+        # The words of rjieba are found by the dictionary of jieba, so both must have the same one.
+        "jieba==0.42.1",
+        "rjieba==0.2.2",
         "safetensors>=0.7",
         "tokenizers>=0.22",
         "tqdm>=4.67",

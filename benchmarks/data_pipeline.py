@@ -4,7 +4,7 @@
 
 --corpus has folders en-*/ and zh-*/ with docs.jsonl.zst (objects with the field "text"), --vocabularies has
 bert-base-uncased/ and bert-base-chinese/; what is absent is skipped. Rates are megabytes (10^6) of UTF-8 a second of
-processor time. No tool sees a text twice; compare numbers of one run only.
+processor time. No tool sees a text twice; compare numbers of one run only. Takes about 5 minutes.
 """
 
 import argparse
@@ -18,10 +18,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+import psutil
 import zstandard
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -36,7 +38,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--vocabularies", type=Path, required=True)
     parser.add_argument("--megabytes", type=float, default=2.0, help="of text, for each of 3 rounds and each language")
-    parser.add_argument("--build-megabytes", type=float, default=12.0, help="of text in a build, for each language")
+    parser.add_argument("--build-megabytes", type=float, default=40.0, help="of text in a build, or all there is")
     parser.add_argument("--output", type=Path, help="write the tables here, too")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -66,7 +68,7 @@ def machine() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), model)
     packages = []
-    for name in ("tokenizers", "tokie", "rjieba", "datasets", "webdataset", "numpy"):
+    for name in ("tokenizers", "tokie", "rjieba", "jieba", "rensa", "datasets", "webdataset", "transformers", "numpy"):
         try:
             packages.append(f"{name} {version(name)}")
         except PackageNotFoundError:
@@ -90,13 +92,14 @@ def lines_of(files: list[Path]) -> Iterator[str]:
 
 
 def slices(files: list[Path], count: int, size: float) -> list[list[str]]:
-    """`count` lists of different texts of about `size` bytes each; a long text is cut at 200,000 characters."""
+    """`count` lists of different texts of about `size` bytes each; parts of long texts have 200,000 characters."""
     found: list[list[str]] = [[]]
     filled = 0
     for line in lines_of(files):
-        text = json.loads(line)["text"][:200_000]
-        found[-1].append(text)
-        filled += len(text.encode())
+        text = json.loads(line)["text"]
+        parts = [text[start : start + 200_000] for start in range(0, len(text), 200_000)]
+        found[-1] += parts
+        filled += sum(len(part.encode()) for part in parts)
         if filled >= size:
             if len(found) == count:
                 return found
@@ -114,7 +117,7 @@ def seconds(function: Callable[[], object]) -> float:
 
 def tokenizing(language: str, files: list[Path], folder: Path, megabytes: float) -> str:
     """The table of tokenizers, segmentation and floors."""
-    from data_pipeline.encode import _Encoder
+    from data_pipeline.encode import TextEncoder
     from data_pipeline.tokenizer import load_tokenizer, open_tokenizer
     from data_pipeline.wordpiece import why_slow
 
@@ -122,16 +125,15 @@ def tokenizing(language: str, files: list[Path], folder: Path, megabytes: float)
     theirs = open_tokenizer(tokenizer_json)
     reason = why_slow(theirs)
     # One each: what one has met does not help another.
-    ids_only, plain, segmented = (_Encoder(tokenizer_json, name, not reason) for name in ("none", "none", "jieba"))
+    ids_only, plain, segmented = (TextEncoder(tokenizer_json, name, not reason) for name in ("none", "none", "jieba"))
 
-    def starts(encoder: _Encoder, texts: list[str]) -> None:
-        for text in texts:
-            encoder._word_starts(text, encoder._wordpiece.ids(text))
+    def starts(encoder: TextEncoder, texts: list[str]) -> None:
+        encoder.word_starts(texts, [encoder.ids(text) for text in texts])
 
     tools: dict[str, Callable[[list[str]], object]] = {
         "tokenizers.encode_batch": lambda texts: theirs.encode_batch(texts, add_special_tokens=False),
         "tokenizers.encode_batch_fast": lambda texts: theirs.encode_batch_fast(texts, add_special_tokens=False),
-        "ours, ids": lambda texts: [ids_only._wordpiece.ids(text) for text in texts],
+        "ours, ids": lambda texts: [ids_only.ids(text) for text in texts],
         "ours, ids and word starts by pieces": lambda texts: starts(plain, texts),
         "ours, ids and word starts, Chinese segmented": lambda texts: starts(segmented, texts),
     }
@@ -169,24 +171,36 @@ def floors(rounds: list[list[str]], base: float) -> list[tuple[str, float, float
 
 
 def building(language: str, files: list[Path], folder: Path, megabytes: float) -> str:
-    """The table of whole builds, each in a process of its own, start-up not counted."""
+    """The table of whole builds, each in a process of its own after its imports and the start of its workers."""
     with tempfile.TemporaryDirectory() as name:
-        source = Path(name) / "docs.jsonl.zst"
         texts = slices(files, 1, megabytes * 1e6)[0]
-        lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
-        source.write_bytes(zstandard.ZstdCompressor().compress(("\n".join(lines) + "\n").encode()))
-        results = {kind: child(kind, source, folder, Path(name) / kind) for kind in CHILDREN}
-    base = results["datasets.map + ShardWriter"]
+        one, several = Path(name) / "one", Path(name) / "several"
+        write_files(one, texts, 1)
+        write_files(several, texts, 8)
+        results = {
+            kind: child(kind, several if kind == SEVERAL else one, folder, Path(name) / f"set-{number}")
+            for number, kind in enumerate(CHILDREN)
+        }
+    base = results[USUAL]
     size = sum(len(text.encode()) for text in texts) / 1e6
-    rows = [f"### Building {language}: jsonl.zst to shards, {size:,.1f} MB of text"]
+    rows = [f"### Building {language}: jsonl.zst to shards, {size:,.1f} MB of text in {len(texts):,} documents"]
     rows += ["| | CPU s | wall s | x datasets.map, CPU | bytes / raw token bytes |", "|---|---|---|---|---|"]
     for kind, result in results.items():
         rows.append(
             f"| {kind} | {result['cpu']:.2f} | {result['wall']:.2f} | {base['cpu'] / result['cpu']:.1f} | "
             f"{result['bytes'] / (2 * result['tokens']):.4f} |"
         )
-    one, two = (results[kind]["wall"] for kind in ("ours, 1 worker", "ours, 2 workers"))
-    return "\n".join([*rows, "", f"2 workers against 1, wall: {one / two:.2f} x, start of the workers included."])
+    gains = [f"{results[SEGMENTED]['wall'] / results[kind]['wall']:.2f} x ({kind})" for kind in (SINGLE, SEVERAL)]
+    return "\n".join([*rows, "", f"2 workers against 1, wall: {', '.join(gains)}."])
+
+
+def write_files(folder: Path, texts: list[str], count: int) -> None:
+    """The texts in `count` files."""
+    folder.mkdir()
+    for number in range(count):
+        lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts[number::count]]
+        packed = zstandard.ZstdCompressor().compress("".join(lines).encode())
+        (folder / f"docs-{number}.jsonl.zst").write_bytes(packed)
 
 
 def child(kind: str, source: Path, folder: Path, output: Path) -> dict[str, float]:
@@ -198,48 +212,68 @@ def child(kind: str, source: Path, folder: Path, output: Path) -> dict[str, floa
 
 
 def run_child(kind: str, source: str, folder: str, output: str) -> None:
-    """One build, measured after its imports."""
-    run = CHILDREN[kind]()
-    start, cpu = time.perf_counter(), cpu_seconds()
-    tokens = run(Path(source), Path(folder), Path(output))
+    """One build, measured after its imports, the start of its workers and a build of next to nothing."""
+    with CHILDREN[kind]() as run, tempfile.TemporaryDirectory() as name:
+        write_files(Path(name) / "little", [WARM_UP], 1)
+        run(Path(name) / "little", Path(folder), Path(name) / "set")
+        start, cpu = time.perf_counter(), cpu_seconds()
+        tokens = run(Path(source), Path(folder), Path(output))
+        wall, cpu = time.perf_counter() - start, cpu_seconds() - cpu
     size = sum(path.stat().st_size for path in Path(output).glob("*.tar"))
-    print(
-        json.dumps({"wall": time.perf_counter() - start, "cpu": cpu_seconds() - cpu, "tokens": tokens, "bytes": size})
-    )
+    print(json.dumps({"wall": wall, "cpu": cpu, "tokens": tokens, "bytes": size}))
 
 
 def cpu_seconds() -> float:
-    """Of this process and its ended children."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    """Of this process and all below it, running ones too."""
+    mine = psutil.Process()
+    seconds = [process.cpu_times() for process in (mine, *mine.children(recursive=True))]
+    return sum(times.user + times.system for times in seconds) + sum(mine.cpu_times()[2:4])
 
 
-def ours(workers: int, segmenter: str) -> Callable[[Path, Path, Path], int]:
-    """A build with no filters."""
+@contextmanager
+def ours(
+    workers: int, segmenter: str, filters: str = "none", exact: bool = False, near: float | None = None
+) -> Iterator[Callable[[Path, Path, Path], int]]:
+    """A build of ours; what is not named is off."""
     from data_pipeline.build import BuildOptions, build
+    from data_pipeline.dedup.duplicates import DuplicateRules
+    from data_pipeline.filters import Filters, chosen
     from data_pipeline.manifest import load_manifest
+    from data_pipeline.parallel import open_workers
 
     def run(source: Path, folder: Path, output: Path) -> int:
-        build(
-            BuildOptions(
-                inputs=(source,),
-                tokenizer=folder,
-                output=output,
-                workers=workers,
-                text_field="text",
-                validation_fraction=0.0,
-                shard_blocks=64,
-                source="text",
-                restart=False,
-                word_segmenter=segmenter,
-            )
+        options = BuildOptions(
+            inputs=(source,),
+            tokenizer=folder,
+            output=output,
+            text_field="text",
+            validation_fraction=0.0,
+            shard_blocks=64,
+            source="text",
+            restart=False,
+            word_segmenter=segmenter,
+            filters=Filters(names=chosen(filters)),
+            duplicates=DuplicateRules(exact=exact, near_threshold=near),
         )
+        build(options, opened)
         return load_manifest(output).splits["train"].tokens
 
-    return run
+    with open_workers(workers) as opened:
+        if opened is None:
+            raise SystemExit("not under mpiexec")
+        list(opened.run(start_up, range(workers)))
+        yield run
 
 
-def usual() -> Callable[[Path, Path, Path], int]:
+def start_up(_: int) -> None:
+    """What a worker does once; the sleep leaves an item for each of them."""
+    import data_pipeline.staging  # noqa: F401
+
+    time.sleep(1)
+
+
+@contextmanager
+def usual() -> Iterator[Callable[[Path, Path, Path], int]]:
     """datasets.map(batched) and one .npy per document."""
     import datasets
     import webdataset
@@ -250,7 +284,9 @@ def usual() -> Callable[[Path, Path, Path], int]:
     def run(source: Path, folder: Path, output: Path) -> int:
         output.mkdir()
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        data = datasets.load_dataset("json", data_files=str(source), split="train", cache_dir=str(output / "cache"))
+        data = datasets.load_dataset(
+            "json", data_files=str(source / "*.zst"), split="train", cache_dir=str(output / "cache")
+        )
 
         def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
             return {"ids": tokenizer(batch["text"], add_special_tokens=False, verbose=False)["input_ids"]}
@@ -263,14 +299,21 @@ def usual() -> Callable[[Path, Path, Path], int]:
                 writer.write({"__key__": f"{number:09d}", "ids.npy": ids})
         return tokens
 
-    return run
+    yield run
 
 
-CHILDREN: dict[str, Callable[[], Callable[[Path, Path, Path], int]]] = {
-    "datasets.map + ShardWriter": usual,
-    "ours, 1 worker": lambda: ours(1, "none"),
-    "ours, 1 worker, segmented": lambda: ours(1, "jieba"),
-    "ours, 2 workers": lambda: ours(2, "none"),
+USUAL = "datasets.map + ShardWriter"
+SEGMENTED, SINGLE, SEVERAL = "ours, segmented", "the same, 2 workers, 1 file", "the same, 2 workers, 8 files"
+CHILDREN: dict[str, Callable[[], AbstractContextManager[Callable[[Path, Path, Path], int]]]] = {
+    USUAL: usual,
+    "ours": lambda: ours(1, "none"),
+    SEGMENTED: lambda: ours(1, "jieba"),
+    SINGLE: lambda: ours(2, "jieba"),
+    SEVERAL: lambda: ours(2, "jieba"),
+    "ours, segmented, filters": lambda: ours(1, "jieba", filters="all"),
+    "ours, segmented, exact duplicates": lambda: ours(1, "jieba", exact=True),
+    "ours, segmented, exact and near duplicates": lambda: ours(1, "jieba", exact=True, near=0.5),
+    "ours, all defaults": lambda: ours(1, "jieba", filters="all", exact=True),
 }
 
 if __name__ == "__main__":

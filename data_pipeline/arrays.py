@@ -114,7 +114,7 @@ class UnitEncoder:
         return kept
 
     def _paragraphs(self, parts_P: Sequence[str], ids_P: Sequence[Ids]) -> Arrays:
-        starts_P = [self._text.word_starts(part, ids_t) for part, ids_t in zip(parts_P, ids_P, strict=True)]
+        starts_P = self._text.word_starts(parts_P, ids_P)
         arrays: Arrays = {
             "ids_T": _joined(ids_P, self._text.dtype),
             "starts_T": _joined(starts_P, np.bool_),

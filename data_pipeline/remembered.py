@@ -75,7 +75,7 @@ def _mark_short(begins_C: npt.NDArray[np.bool_], pieces: Pieces, memory: Memory)
 def _recall(memory: Memory, keys_P: Bits, pieces: Pieces) -> Bits:
     """The bits of each piece; what is new is cut, each different piece once."""
     slots_P = keys_P >> np.uint64(64 - _SLOT_BITS)
-    bits_P = memory.bits[slots_P]
+    bits_P: Bits = memory.bits[slots_P]
     new = np.flatnonzero(memory.keys[slots_P] != keys_P)
     if new.size:
         _, first, which = np.unique(keys_P[new], return_index=True, return_inverse=True)
@@ -95,4 +95,5 @@ def _cut_all(cut: Cut, pieces: list[str]) -> Bits:
     begins_K[firsts_P] = True
     begins_K[firsts_P + lengths_P - 1] = False  # the separators
     offsets_K = (np.arange(begins_K.size) - np.repeat(firsts_P, lengths_P)).astype(np.uint64)
-    return np.bitwise_or.reduceat(begins_K.astype(np.uint64) << np.minimum(offsets_K, 63), firsts_P)
+    bits_P: Bits = np.bitwise_or.reduceat(begins_K.astype(np.uint64) << np.minimum(offsets_K, 63), firsts_P)
+    return bits_P

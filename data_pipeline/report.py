@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -86,9 +87,12 @@ def _statistics(tally: Tally) -> dict[str, Any]:
     }
 
 
+_language = cache(language.detect)  # of a text of the sample, which counts for its source and for the whole
+
+
 def _languages(sample: Iterable[str]) -> dict[str, int]:
     """How many texts of the sample are in which language, the most frequent first."""
-    counts = Counter(map(language.detect, sample))
+    counts = Counter(map(_language, sample))
     return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))
 
 

@@ -8,9 +8,10 @@ pre-tokenizer: each has one token without the prefix "##"), P pieces.
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,20 @@ class WordPiece:
             _exact_ids(self._tokenizer, text[piece.start : piece.end])
             if piece.classes_C is None
             else self._fast(text[piece.start : piece.end])
-            for piece in self._pieces(text)
+            for piece in self._pieces(text, _PIECE_CHARACTERS)
         ]
         return np.concatenate(ids_PT) if ids_PT else np.empty(0, np.uint32)
 
-    def word_positions(self, text: str) -> npt.NDArray[np.intp]:
-        """Position in `text` of the first character of each word, [W]."""
+    def word_positions(self, texts: Sequence[str]) -> npt.NDArray[np.intp]:
+        """Position in the lines that `texts` are together of the first character of each word, [W]."""
+        if self._is_bert:  # for which a line feed is white space
+            return self._positions("\n".join(texts))
+        lengths = [len(text) + 1 for text in texts]
+        firsts = [0, *accumulate(lengths)]
+        parts = [first + self._positions(text) for first, text in zip(firsts, texts, strict=False)]
+        return np.concatenate([np.empty(0, np.intp), *parts])
+
+    def _positions(self, text: str) -> npt.NDArray[np.intp]:
         positions_PW = [
             piece.start
             + (
@@ -71,17 +80,17 @@ class WordPiece:
                 if piece.classes_C is None
                 else first_characters(piece.classes_C)
             )
-            for piece in self._pieces(text)
+            for piece in self._pieces(text, len(text))
         ]
-        return np.concatenate(positions_PW) if positions_PW else np.empty(0, np.intp)
+        return np.concatenate([np.empty(0, np.intp), *positions_PW])
 
     def _exact_positions(self, text: str) -> npt.NDArray[np.intp]:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         pairs = zip(encoding.tokens, encoding.offsets, strict=True)
         return np.array([start for token, (start, _) in pairs if not token.startswith(self._prefix)], np.intp)
 
-    def _pieces(self, text: str) -> Iterator[_Piece]:
-        return _guarded(text) if self._is_bert else iter([_Piece(0, len(text), None)])
+    def _pieces(self, text: str, characters: int) -> Iterator[_Piece]:
+        return _guarded(text, characters) if self._is_bert else iter([_Piece(0, len(text), None)])
 
 
 def why_slow(tokenizer: Tokenizer) -> str:
@@ -100,8 +109,8 @@ def why_slow(tokenizer: Tokenizer) -> str:
     return ""
 
 
-def _guarded(text: str) -> Iterator[_Piece]:
-    for start, end in _cuts(text):
+def _guarded(text: str, characters: int) -> Iterator[_Piece]:
+    for start, end in _cuts(text, characters):
         classes_C = classes(text[start:end])
         if classes_C.all():
             yield _Piece(start, end, classes_C)
@@ -109,11 +118,11 @@ def _guarded(text: str) -> Iterator[_Piece]:
             yield from _around_unproven(text, start, end, classes_C)
 
 
-def _cuts(text: str) -> Iterator[tuple[int, int]]:
-    """Bounds of pieces of about _PIECE_CHARACTERS; one without white space stays whole."""
+def _cuts(text: str, characters: int) -> Iterator[tuple[int, int]]:
+    """Bounds of pieces of about so many characters; one without white space stays whole."""
     start = 0
-    while len(text) - start > _PIECE_CHARACTERS:
-        limit = start + _PIECE_CHARACTERS
+    while len(text) - start > characters:
+        limit = start + characters
         end = max(text.rfind(" ", start + 1, limit), text.rfind("\n", start + 1, limit))
         if end < 0:
             space = _SPACE.search(text, limit)
@@ -190,5 +199,7 @@ def _open_tokie(settings: dict[str, Any]) -> _Flat:
 def _agree(tokenizer: Tokenizer, encode: _Flat, vocabulary: Iterable[str]) -> bool:
     """Whether each token, where it stands in a word, gets the same ids of both."""
     text = " ".join("a" + token[2:] if token.startswith("##") else token for token in vocabulary)
-    proven = (text[piece.start : piece.end] for piece in _guarded(text) if piece.classes_C is not None)
+    proven = (
+        text[piece.start : piece.end] for piece in _guarded(text, _PIECE_CHARACTERS) if piece.classes_C is not None
+    )
     return all(np.array_equal(_exact_ids(tokenizer, part), encode(part)) for part in proven)
