@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from data_pipeline import language
 from data_pipeline.errors import UserError
+from data_pipeline.unicode_tables import tabulate
 
 RULES = "Gopher lists, CJK by characters"  # stands in the manifest: change it when the outcome changes
 NAMES = (
@@ -206,7 +207,7 @@ def _codes(text: str) -> npt.NDArray[Any]:
 
 @cache
 def _class_table() -> npt.NDArray[np.uint8]:
-    return np.array([_class(chr(code)) for code in range(0x110000)], np.uint8)
+    return tabulate(_class, np.uint8).astype(np.uint8)
 
 
 def _class(character: str) -> int:

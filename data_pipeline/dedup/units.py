@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.unicode_tables import ALIKE, other_codes
+
 RULES = "words of letters, digits and marks, lower case; CJK by characters"  # in the manifest: part of the outcome
 _BASE = 0xD1342543DE82EF95  # odd, so that it has an inverse modulo 2**64
 _INVERSE = pow(_BASE, -1, 1 << 64)
@@ -142,7 +144,11 @@ def _power_table(base: int) -> Hashes:
 @cache
 def _code_table() -> npt.NDArray[np.uint32]:
     """For each code point its lower case, with _CJK_FLAG where it is a unit of its own; 0 where it separates."""
-    lower = np.fromiter((_lower(chr(code)) for code in range(sys.maxunicode + 1)), np.uint32, sys.maxunicode + 1)
+    lower = np.arange(sys.maxunicode + 1, dtype=np.uint32)
+    for first, last in ALIKE:
+        lower[first : last + 1] *= np.uint32(_lower(chr(first)) != 0)
+    codes = np.fromiter(other_codes(), np.intp)
+    lower[codes] = [_lower(chr(code)) for code in codes.tolist()]
     for first, end in _CJK_RANGES:
         lower[first:end] += np.uint32(_CJK_FLAG) * (lower[first:end] != 0)
     return lower
