@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--vocabularies", type=Path, required=True)
     parser.add_argument("--megabytes", type=float, default=2.0, help="of text, for each of 3 rounds and each language")
     parser.add_argument("--build-megabytes", type=float, default=40.0, help="of text in a build, or all there is")
+    parser.add_argument("--scaling-megabytes", type=float, default=0, help="of text, built by 1 and 2 workers; 0: not")
     parser.add_argument("--output", type=Path, help="write the tables here, too")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -55,6 +56,8 @@ def main() -> None:
             continue
         tables.append(tokenizing(language, files, folder, options.megabytes))
         tables.append(building(language, files, folder, options.build_megabytes))
+    if options.scaling_megabytes:
+        tables.append(scaling(options.corpus, options.vocabularies / "bert-base-chinese", options.scaling_megabytes))
     text = "\n\n".join(tables) + "\n"
     print(text)
     if options.output:
@@ -192,6 +195,42 @@ def building(language: str, files: list[Path], folder: Path, megabytes: float) -
         )
     gains = [f"{results[SEGMENTED]['wall'] / results[kind]['wall']:.2f} x ({kind})" for kind in (SINGLE, SEVERAL)]
     return "\n".join([*rows, "", f"2 workers against 1, wall: {', '.join(gains)}."])
+
+
+def scaling(corpus: Path, folder: Path, megabytes: float) -> str:
+    """Whole commands with 1 and 2 workers on the whole corpus, repeated with another number in front of each text."""
+    texts = slices(sorted(corpus.glob("*/docs.jsonl.zst")), 1, 1e12)[0]
+    size = sum(len(text.encode()) for text in texts) / 1e6
+    times = max(1, round(megabytes / size))
+    rows = [
+        f"### Workers: English and Chinese, {times * size:,.0f} MB of text, the whole command, no duplicates sought"
+    ]
+    rows += ["| | wall s | x 1 worker |", "|---|---|---|"]
+    with tempfile.TemporaryDirectory() as name:
+        repeated = [f"{number} {text}" for number in range(times) for text in texts]
+        write_files(Path(name) / "one", repeated, 1)
+        write_files(Path(name) / "eight", repeated, 8)
+        base = 0.0
+        for source, workers in (("one", 1), ("one", 2), ("eight", 2)):
+            command = [sys.executable, "-m", "data_pipeline", "build", "--dedup", "none", "--workers", workers]
+            command += [
+                "--input",
+                Path(name) / source,
+                "--tokenizer",
+                folder,
+                "--output",
+                Path(name) / "set",
+                "--restart",
+            ]
+            start = time.perf_counter()
+            root = Path(__file__).resolve().parents[1]
+            subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL, cwd=root)
+            wall = time.perf_counter() - start
+            base = base or wall
+            rows.append(
+                f"| {workers} workers, {source} file{'s' * (source != 'one')} | {wall:.1f} | {base / wall:.2f} |"
+            )
+    return "\n".join(rows)
 
 
 def write_files(folder: Path, texts: list[str], count: int) -> None:
