@@ -22,7 +22,7 @@ RANGES, DUPLICATES, SHARDS = "ranges", "duplicates", "shards"  # folders in it
 # Stays in the folder: were it removed, two builds could hold locks on two files of the same name.
 LOCK_NAME = ".lock"
 SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{6,}}\.tar")
-_FIXED_NAMES = {MANIFEST_NAME, REPORT_NAME, REQUEST_NAME, TOKEN_COUNTS_NAME, TOKENIZER_FOLDER, WORK}
+_FIXED_NAMES = {MANIFEST_NAME, REPORT_NAME, REQUEST_NAME, TOKEN_COUNTS_NAME, TOKENIZER_FOLDER, WORK, "plans"}
 _NAMED = 5  # inputs that differ
 _SHOWN_CHARACTERS = 100  # of a setting that differs
 
