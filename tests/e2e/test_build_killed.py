@@ -26,23 +26,25 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason=
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Python's help topics, paragraph by paragraph, several times with small differences: 4 MB in three files."""
+    """Python's help topics with words exchanged, near copies and repeated paragraphs: 4 MB in three files."""
     folder = tmp_path_factory.mktemp("corpus")
     paragraphs = [p for topic in pydoc_data.topics.topics.values() for p in topic.split("\n\n") if len(p) > 40]
     rng = random.Random(0)
+    known = sorted({word for paragraph in paragraphs for word in paragraph.lower().split() if word.isalpha()})
     lines = []
-    for number in range(5):
-        for paragraph in paragraphs:
-            words = paragraph.split(" ")
-            words[rng.randrange(len(words))] = f"word{number}"
-            lines.append(json.dumps({"text": " ".join(words) + "\n" + rng.choice(paragraphs)}) + "\n")
+    for number, paragraph in enumerate(paragraphs * 6):
+        words = [rng.choice(known) if rng.random() < 0.4 else word for word in paragraph.split(" ")]
+        again = "\n" + " ".join(rng.choice(paragraphs[:50]).split()) if number % 5 == 0 else ""
+        for _ in range(1 + (number % 7 == 0)):
+            words[rng.randrange(len(words))] = rng.choice(known)
+            lines.append(json.dumps({"text": " ".join(words) + again}) + "\n")
     third = len(lines) // 3
     (folder / "a.jsonl").write_text("".join(lines[:third]))
     (folder / "b.jsonl").write_text("".join(lines[third : 2 * third]))
     (folder / "c.jsonl.gz").write_bytes(gzip.compress("".join(lines[2 * third :]).encode()))
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(chr, range(33, 127))]
     vocabulary += [f"##{chr(code)}" for code in range(97, 123)]
-    vocabulary += sorted({word for paragraph in paragraphs for word in paragraph.lower().split() if word.isalpha()})
+    vocabulary += known
     (folder / "vocab.txt").write_text("\n".join(dict.fromkeys(vocabulary)))
     return folder
 
