@@ -11,7 +11,7 @@ import torch
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import Manifest
 from train.data.batch import Batch, make_batch
-from train.data.order import FILLER_ROW, ORDER_VERSION, Cursor, advance, global_batch, rank_rows
+from train.data.order import FILLER_ROW, ORDER_VERSION, Cursor, EpochOrder, Share, advance, epoch_order
 from train.data.packing import plan_rows
 from train.data.reader import ShardReader
 
@@ -51,11 +51,9 @@ class TrainStream:
         self._special_ids = manifest.special_ids
         self._identity = manifest.identity
         self._seed = seed
-        self._micro_batch_size = micro_batch_size
-        self._global_batch_size = global_batch_size
-        self._rank = rank
-        self._world_size = world_size
+        self._share = Share(rank, world_size, micro_batch_size, global_batch_size)
         self._cursor = cursor
+        self._order: tuple[int, EpochOrder] | None = None  # of the epoch read last
         self._device = torch.cuda.current_device() if torch.cuda.is_available() else None
         self._free_slots = threading.Semaphore(_STEPS_AHEAD)
         self._ready: queue.SimpleQueue[Step | BaseException] = queue.SimpleQueue()
@@ -124,13 +122,14 @@ class TrainStream:
             self._ready.put(error)
 
     def _make_step(self, cursor: Cursor) -> Step:
-        rows = self.plan.rows
-        row_ids_G = global_batch(cursor, rows, self._global_batch_size, self._seed)
-        row_ids_AM = rank_rows(row_ids_G, self._rank, self._world_size, self._micro_batch_size)
+        if self._order is None or self._order[0] != cursor.epoch:
+            rows_B = np.bincount(self.plan.row_block_R).astype(np.int64)
+            self._order = cursor.epoch, epoch_order(rows_B, self._seed, cursor.epoch)
+        row_ids_AM = self._order[1].rows_at(self._share.positions(cursor.position))
         batches = [
             make_batch(row_ids_M, self.plan, self._reader, self._special_ids, cursor.epoch) for row_ids_M in row_ids_AM
         ]
-        return batches, advance(cursor, rows, self._global_batch_size)
+        return batches, advance(cursor, self.plan.rows, self._share.global_batch_size)
 
 
 def validation_batches(
@@ -151,7 +150,8 @@ def validation_batches(
     reader = ShardReader(manifest, split)
     rows = min(plan.rows, max_rows)
     round_size = world_size * micro_batch_size
-    row_ids = np.full(-(-rows // round_size) * round_size, FILLER_ROW, dtype=np.int64)
-    row_ids[:rows] = np.arange(rows)
-    for row_ids_M in rank_rows(row_ids, rank, world_size, micro_batch_size):
+    share = Share(rank, world_size, micro_batch_size, -(-rows // round_size) * round_size)
+    row_ids_AM = share.positions(0)
+    row_ids_AM[row_ids_AM >= rows] = FILLER_ROW
+    for row_ids_M in row_ids_AM:
         yield make_batch(row_ids_M, plan, reader, manifest.special_ids, _VALIDATION_EPOCH)

@@ -16,7 +16,7 @@ import torch
 from data_pipeline.errors import DataError, UserError
 from data_pipeline.manifest import Manifest
 from train.data.batch import Batch, make_batch
-from train.data.order import Cursor, global_batch
+from train.data.order import Cursor, Share, epoch_order
 from train.data.reader import ShardReader
 from train.data.stream import Step, TrainStream, validation_batches
 
@@ -94,7 +94,8 @@ def test_the_prefetched_steps_are_those_made_without_a_thread(data_set: Manifest
     stream = open_stream(data_set, rank=1, world_size=2)
     reader, position = ShardReader(data_set, "train"), 0
     for batches, after in islice(stream, 5):
-        row_ids = global_batch(Cursor(0, position), stream.plan.rows, 12, seed=11).reshape(3, 2, 2)[:, 1]
+        order = epoch_order(np.bincount(stream.plan.row_block_R), seed=11, epoch=0)
+        row_ids = order.rows_at(Share(1, 2, 2, 12).positions(position))
         expected = [make_batch(rows, stream.plan, reader, data_set.special_ids, 0) for rows in row_ids]
         assert [contents(batch) for batch in batches] == [contents(batch) for batch in expected]
         position += 12
