@@ -50,6 +50,42 @@ class Data(Section):
         le=8192,
         description="Most tokens in a packed row, [CLS] and [SEP] of every document piece included.",
     )
+    piece_length: int | None = Field(
+        default=None,
+        gt=0,
+        description="Ordinary tokens after which a longer document is cut (null: what fills a row, sequence_length "
+        "- 2). Shorter pieces teach nothing about long distances, but a row then holds several documents.",
+    )
+    piece_overlap: int = Field(
+        default=0,
+        ge=0,
+        description="Ordinary tokens at the end of a piece that the next piece of the same document repeats as its "
+        "beginning.",
+    )
+    when_exhausted: Literal["repeat", "stop"] = Field(
+        default="repeat",
+        description="After the last row of the data: repeat begins the next epoch in another order; stop ends the run "
+        "there, with validation and a checkpoint, even before run.steps.",
+    )
+    max_damaged_share: float = Field(
+        default=0.001,
+        ge=0,
+        le=1,
+        description="Rows of blocks that are damaged or missing are left out, named in the log and counted as "
+        "damaged_rows. The run ends with exit code 3 once they are more than this share of the rows seen so far, or of "
+        "10,000 rows while fewer were seen: by default at the eleventh damaged row at the earliest (0: at the first).",
+    )
+    continue_grown: bool = Field(
+        default=False,
+        description="Go on where the data set has more blocks than the checkpoint's, all of them behind the old ones. "
+        "The epoch begun is finished over the old blocks, so that each row is read once; the next one takes in all.",
+    )
+    cache: str = Field(
+        default="~/.cache/bertmae",
+        min_length=1,
+        description="Folder for packing plans where the data set's own folder `plans` cannot be written. A plan is "
+        "made by one process, mapped by all, and may be deleted at any time.",
+    )
 
 
 class Encoder(Section):
@@ -259,6 +295,7 @@ class Config(Section):
     def _refuse_impossible_combinations(self) -> Self:
         _check_model(self)
         _check_decoder_heads(self)
+        _check_pieces(self.data)
         _check_objective(self.objective)
         _check_batch(self.batch)
         _check_schedule(self)
@@ -294,6 +331,20 @@ def _check_decoder_heads(config: Config) -> None:
             f"model.decoder.hidden_size {width} over model.decoder.num_attention_heads {heads} makes heads of "
             f"{width // heads} channels, and objective.name {objective} needs an even number: change one of them "
             f"(the nearest width is {_nearest_multiples(width, 2 * heads)})"
+        )
+
+
+def _check_pieces(data: Data) -> None:
+    room = data.sequence_length - 2
+    longest = data.piece_length or room
+    if longest > room:
+        raise ValueError(
+            f"data.piece_length {longest} does not fit into data.sequence_length {data.sequence_length} with [CLS] and "
+            f"[SEP]: use at most {room}"
+        )
+    if data.piece_overlap >= longest:
+        raise ValueError(
+            f"data.piece_overlap {data.piece_overlap} leaves nothing new in a piece of {longest} tokens: lower it"
         )
 
 

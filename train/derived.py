@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from train.config import Config, gradient_accumulation_steps
 from train.data.packing import RowPlan
 from train.ds_config import load_ds_config, zero_stage
-from train.errors import UserError
 from train.objectives import build_objective
 from train.vocabulary import Vocabulary
 
 
-def describe(config: Config, world_size: int, plan: RowPlan, vocabulary: Vocabulary) -> list[str]:
+def describe(
+    config: Config, world_size: int, plans: Sequence[tuple[str, float, RowPlan]], vocabulary: Vocabulary
+) -> list[str]:
     """One sentence for each thing a person should know before the run costs anything.
 
-    Raises UserError where the training split has no rows.
+    `plans` are (name, share of all rows read, plan) of each data set.
     """
-    if not plan.rows:
-        raise UserError(f"the training split of {config.data.path} holds no documents; build it from more text")
     return [
         _batch(config, world_size),
-        _data(config, plan),
+        *(_data(config, *plan) for plan in plans),
         _model(config, vocabulary),
         _arithmetic(config, world_size),
         f"A model that knows only how often each token occurs has a loss of {vocabulary.unigram_entropy:.3f} nats.",
@@ -38,11 +39,11 @@ def _batch(config: Config, world_size: int) -> str:
     )
 
 
-def _data(config: Config, plan: RowPlan) -> str:
-    steps = -(-plan.rows // config.batch.global_batch_size)
+def _data(config: Config, name: str, share: float, plan: RowPlan) -> str:
+    steps = -(-plan.rows // (config.batch.global_batch_size * share))
     return (
-        f"The training split packs into {plan.rows:,} rows of at most {config.data.sequence_length} tokens "
-        f"({plan.padding_share:.2%} unused): {steps:,} {_plural(steps, 'step')} per epoch, "
+        f"{name} packs into {plan.rows:,} rows of at most {plan.rules.sequence_length} tokens "
+        f"({plan.padding_share:.2%} unused): {steps:,.0f} {_plural(steps, 'step')} per epoch, "
         f"{config.run.steps / steps:.2f} epochs in {config.run.steps:,} steps."
     )
 
@@ -69,5 +70,5 @@ def _millions(count: int) -> str:
     return f"{count / 1e6:.2f} M" if count < 10_000_000 else f"{count / 1e6:.1f} M"
 
 
-def _plural(count: int, word: str) -> str:
+def _plural(count: float, word: str) -> str:
     return word if count == 1 else f"{word}s"

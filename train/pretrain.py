@@ -14,8 +14,10 @@ from train import distributed, run_directory
 from train.checkpoint import Checkpoint, load_weights, read_table, resume_point
 from train.config import Config
 from train.config_file import dump_config
-from train.data.order import Cursor
-from train.data.packing import plan_rows
+from train.data.epochs import EpochWalk
+from train.data.order import Cursor, Share
+from train.data.packing import PackingRules, RowPlan
+from train.data.plan_cache import load_plan, open_plan, store_plan
 from train.data.stream import TrainStream
 from train.derived import describe
 from train.distributed import Ranks, on_first_rank, together
@@ -27,14 +29,16 @@ from train.objectives import build_objective
 from train.signals import StopRequest
 from train.vocabulary import Vocabulary, load_vocabulary
 
+SPLIT = "train"
+
 
 def dry_run(config: Config) -> Iterator[str]:
     """The resolved configuration and what would happen, without training. Raises what the run would raise."""
     _, world_size, _ = distributed.environment()
     manifest = load_manifest(Path(config.data.path))
-    plan = plan_rows(manifest, "train", config.data.sequence_length)
+    walk = EpochWalk(manifest, SPLIT, open_plan(manifest, SPLIT, _rules(config)), config.run.seed)
     yield dump_config(config)
-    yield from describe(config, world_size, plan, load_vocabulary(manifest))
+    yield from describe(config, world_size, walk.plans, load_vocabulary(manifest))
     yield "Dry run: nothing was trained."
 
 
@@ -55,7 +59,7 @@ def pretrain(config: Config, stop: StopRequest) -> None:
         if resume is not None and resume.step >= config.run.steps:
             log.info("Nothing to do: %s has all its %d steps (%s).", run, config.run.steps, resume.path)
             return
-        stream = together(ranks, lambda: _stream(config, ranks, manifest, resume))
+        stream = _open_stream(config, ranks, manifest, resume)
         try:
             _train(config, ranks, manifest, vocabulary, ds_config, stream, resume, stop)
         finally:
@@ -81,22 +85,29 @@ def _resume(
     return Checkpoint(Path(chosen["path"]), chosen["state"]) if chosen else None
 
 
-def _stream(config: Config, ranks: Ranks, manifest: Manifest, resume: Checkpoint | None) -> TrainStream:
-    state = resume.state["data"] if resume else {"epoch": 0, "position": 0}
-    stream = TrainStream(
-        manifest,
-        "train",
-        config.data.sequence_length,
-        config.run.seed,
-        config.batch.micro_batch_size,
-        config.batch.global_batch_size,
-        ranks.rank,
-        ranks.world_size,
-        Cursor(state["epoch"], state["position"]),
+def _open_stream(config: Config, ranks: Ranks, manifest: Manifest, resume: Checkpoint | None) -> TrainStream:
+    """Rank 0 makes the packing plan where there is none; all map the same file."""
+    rules, state = _rules(config), resume.state["data"] if resume else None
+    wanted = state.get("plan") if state else None
+    path, digest = on_first_rank(ranks, lambda: store_plan(manifest, SPLIT, rules, Path(config.data.cache), wanted))
+    return together(
+        ranks, lambda: _stream(config, ranks, manifest, load_plan(path, digest, manifest, SPLIT, rules), state)
     )
-    if resume:
-        stream.check_state(state)
-    return stream
+
+
+def _stream(
+    config: Config, ranks: Ranks, manifest: Manifest, plan: RowPlan, state: dict[str, Any] | None
+) -> TrainStream:
+    walk = EpochWalk(manifest, SPLIT, plan, config.run.seed, repeat=config.data.when_exhausted == "repeat")
+    cursor = walk.resume(state, grown=config.data.continue_grown) if state else Cursor(0, 0)
+    batch = config.batch
+    return TrainStream(
+        walk, Share(ranks.rank, ranks.world_size, batch.micro_batch_size, batch.global_batch_size), cursor
+    )
+
+
+def _rules(config: Config) -> PackingRules:
+    return PackingRules(config.data.sequence_length, config.data.piece_length, config.data.piece_overlap)
 
 
 def _train(
@@ -112,8 +123,9 @@ def _train(
     # DeepSpeed takes seconds to import; a mistyped path should not wait for it.
     from train.engine import MOMENTS, Engine
     from train.training import Position, Training
+    from train.validation import open_held_out
 
-    for sentence in describe(config, ranks.world_size, stream.plan, vocabulary):
+    for sentence in describe(config, ranks.world_size, stream.walk.plans, vocabulary):
         log.info(sentence)
     torch.manual_seed(config.run.seed)
     module = build_objective(config, vocabulary)
@@ -124,11 +136,12 @@ def _train(
     if resume:
         tables = together(ranks, lambda: {table: read_table(resume.path, table) for table in ("model", *MOMENTS)})
         engine.load_state(tables, resume.state["updates"])
-        position = Position.of(resume.state)
+        position = Position.of(resume.state, stream.cursor)
         log.info("Going on from %s (step %d, %s tokens seen).", resume.path, resume.step, f"{position.tokens_seen:,}")
     writers = together(ranks, lambda: _writers(config, position.step) if ranks.rank == 0 else None)
     recorder = Recorder(ranks, module.heads, module.weights(), writers)
-    Training(config, ranks, manifest, engine, stream, recorder, position).run_to_end(stop)
+    held_out = together(ranks, lambda: open_held_out(manifest, config, ranks))
+    Training(config, ranks, held_out, engine, stream, recorder, position).run_to_end(stop)
 
 
 def _writers(config: Config, resume_step: int) -> Writers:

@@ -16,7 +16,15 @@ from train.config_file import differences, dump_config, load_config
 from train.errors import UserError
 
 # What a run is; everything else (steps, rates, intervals, batch shape, engine) may change when it goes on.
-_FIXED = ("run.seed", "data.sequence_length", "model.encoder", "model.decoder", "objective")
+_FIXED = (
+    "run.seed",
+    "data.sequence_length",
+    "data.piece_length",
+    "data.piece_overlap",
+    "model.encoder",
+    "model.decoder",
+    "objective",
+)
 
 
 def lock(run: Path, patience: float = 30.0) -> IO[str]:

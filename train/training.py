@@ -14,22 +14,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_pipeline.manifest import Manifest
 from train.checkpoint import save_checkpoint
 from train.config import Config
 from train.data.batch import Batch
+from train.data.damage import is_too_much
+from train.data.held_out import HeldOutRows
 from train.data.order import Cursor
 from train.data.stream import TrainStream
 from train.distributed import Ranks, on_first_rank
 from train.engine import Engine
-from train.errors import NonFiniteError, StoppedError
+from train.errors import DataError, NonFiniteError, StoppedError
 from train.monitor.logs import log
 from train.monitor.progress import duration
 from train.monitor.recorder import Recorder, StepSums
 from train.objectives.rng import hash_integers
 from train.optimizer import learning_rate
 from train.signals import StopRequest
-from train.validation import has_validation, validate
+from train.validation import validate
 
 _MAX_SKIPPED_IN_A_ROW = 20
 
@@ -42,13 +43,14 @@ class Position:
     tokens_seen: int = 0
     skipped_updates: int = 0
     skipped_in_a_row: int = 0
+    rows_seen: int = 0
+    damaged_rows: int = 0  # of the rows seen: those that could not be read
     cursor: Cursor = Cursor(epoch=0, position=0)  # noqa: RUF009 - frozen
 
     @classmethod
-    def of(cls, state: Mapping[str, Any]) -> Position:
-        """The position that a checkpoint's state.json speaks of."""
-        cursor = Cursor(state["data"]["epoch"], state["data"]["position"])
-        names = ("step", "tokens_seen", "skipped_updates", "skipped_in_a_row")
+    def of(cls, state: Mapping[str, Any], cursor: Cursor) -> Position:
+        """The position that a checkpoint's state.json speaks of, with the cursor of its data."""
+        names = ("step", "tokens_seen", "skipped_updates", "skipped_in_a_row", "rows_seen", "damaged_rows")
         return cls(**{name: int(state[name]) for name in names}, cursor=cursor)
 
     def counters(self) -> dict[str, int]:
@@ -61,7 +63,7 @@ class Training:
 
     config: Config
     ranks: Ranks
-    manifest: Manifest
+    held_out: HeldOutRows | None
     engine: Engine
     stream: TrainStream
     recorder: Recorder
@@ -79,7 +81,12 @@ class Training:
             self.save()  # proves the disk before the first hour is spent; from here on a missing checkpoint is an error
         self.recorder.go_on()
         while position.step < config.run.steps:
-            if not self.step(stop):
+            try:
+                went_on = self.step(stop)
+            except StopIteration:
+                self._end_early()
+                break
+            if not went_on:
                 self.save()
                 raise StoppedError.agreed(f"stopped at step {position.step}; the same command goes on from there")
             last = position.step == config.run.steps
@@ -92,24 +99,30 @@ class Training:
         self._finish(time.perf_counter() - began, position.step - first_step)
 
     def step(self, stop: StopRequest) -> bool:
-        """One optimizer step; False, and nothing done, when any rank was asked to stop."""
+        """One optimizer step; False, and nothing done, when any rank was asked to stop.
+
+        Raises StopIteration where the data are at their end, DataError where too many rows are damaged.
+        """
         waited = time.perf_counter()
         batches, cursor = next(self.stream)
         waited = time.perf_counter() - waited
-        own = [*self._targets(batches), sum(batch.tokens for batch in batches), int(stop.reason is not None)]
-        *targets, tokens, asked = self.ranks.sum(own)
+        counts = [sum(counts) for counts in zip(*((b.tokens, b.rows, b.damaged_rows) for b in batches), strict=True)]
+        own = [*self._targets(batches), *counts, int(stop.reason is not None)]
+        *targets, tokens, rows, damaged, asked = self.ranks.sum(own)
         if asked:
             return False
+        self._refuse_much_damage(rows, damaged)
         rate = learning_rate(self.position.step, self.config)
         self.engine.set_learning_rate(rate)
         _seed_dropout(self.config.run.seed, self.position.step, self.ranks.rank)
         losses_H, hits_H2 = self._micro_steps(batches, targets)
-        self._advance(cursor, tokens)
+        self._advance(cursor, tokens, rows, damaged)
         others = {
             "learning_rate": rate,
             "tokens_seen": self.position.tokens_seen,
-            "epoch": cursor.epoch + cursor.position / self.stream.plan.rows,
+            **self.stream.walk.progress(cursor),
             "skipped_updates": self.position.skipped_updates,
+            "damaged_rows": self.position.damaged_rows,
         }
         norm = self.engine.gradient_norm
         self.recorder.add(StepSums(self.position.step, losses_H, hits_H2, tuple(targets), tokens, waited, norm, others))
@@ -118,10 +131,10 @@ class Training:
 
     def validate(self) -> None:
         """Measure on held-out documents; the record of this step carries the result."""
-        if not has_validation(self.manifest):
+        if self.held_out is None:
             return
         self.recorder.pause()
-        record = validate(self.engine, self.config, self.manifest, self.ranks)
+        record = validate(self.engine, self.held_out, self.ranks)
         self.recorder.flush(record)
         words = [f"{head} loss {record[f'validation_{head}_loss']:.4f}" for head in self.recorder.heads]
         log.info("step %d: held-out %s", self.position.step, ", ".join(words))
@@ -134,7 +147,7 @@ class Training:
         self.recorder.pause()
         self.recorder.flush()
         tables = self.engine.state()
-        data = self.stream.state(self.position.cursor)
+        data = self.stream.walk.state(self.position.cursor)
         state = {**self.position.counters(), "updates": self.engine.updates, "data": data}
         path = on_first_rank(self.ranks, lambda: self._commit(tables, state))
         self.saved_step = self.position.step
@@ -160,10 +173,12 @@ class Training:
         losses_AH = torch.stack([losses_H for losses_H, _ in sums])
         return losses_AH.double().sum(0), torch.stack([hits_H2 for _, hits_H2 in sums]).sum(0)
 
-    def _advance(self, cursor: Cursor, tokens: int) -> None:
+    def _advance(self, cursor: Cursor, tokens: int, rows: int, damaged_rows: int) -> None:
         position = self.position
         position.step += 1
         position.tokens_seen += tokens
+        position.rows_seen += rows
+        position.damaged_rows += damaged_rows
         position.cursor = cursor
         if self.engine.applied:
             position.skipped_in_a_row = 0
@@ -171,6 +186,25 @@ class Training:
         position.skipped_in_a_row += 1
         position.skipped_updates += 1
         log.warning("step %d: gradients are not finite on some rank; nothing was applied", position.step)
+
+    def _refuse_much_damage(self, rows: int, damaged: int) -> None:
+        """Before the step is done: a run that goes on after a repair loses none of its rows."""
+        seen, lost = self.position.rows_seen + rows, self.position.damaged_rows + damaged
+        if damaged and is_too_much(lost, seen, self.config.data.max_damaged_share):
+            self.save()
+            raise DataError.agreed(
+                f"{lost:,} of {seen:,} rows are in blocks that are damaged or missing, above data.max_damaged_share "
+                f"{self.config.data.max_damaged_share}: the logs of the ranks in {self.config.run.directory} name "
+                "them; restore the shards, and the same command goes on"
+            )
+
+    def _end_early(self) -> None:
+        log.info(
+            "The data are at their end (data.when_exhausted is stop): the run ends at step %d.", self.position.step
+        )
+        if self.position.step != self.saved_step:
+            self.validate()
+            self.save()
 
     def _refuse_to_skip_for_ever(self) -> None:
         if self.position.skipped_in_a_row >= _MAX_SKIPPED_IN_A_ROW:
@@ -186,7 +220,7 @@ class Training:
             steps,
             duration(seconds),
             f"{self.position.tokens_seen:,}",
-            self.recorder.last["loss"],
+            self.recorder.last.get("loss", float("nan")),
             self.config.run.directory,
         )
         if self.recorder.writers:

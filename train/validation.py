@@ -6,7 +6,8 @@ import numpy as np
 
 from data_pipeline.manifest import Manifest
 from train.config import Config
-from train.data.stream import validation_batches
+from train.data.held_out import HeldOutRows
+from train.data.packing import PackingRules
 from train.distributed import Ranks
 from train.engine import Engine
 from train.monitor.recorder import Record, head_metrics, summed, total_loss
@@ -14,13 +15,17 @@ from train.monitor.recorder import Record, head_metrics, summed, total_loss
 SPLIT = "validation"
 
 
-def has_validation(manifest: Manifest) -> bool:
-    """Whether the data set was built with held-out documents."""
-    return SPLIT in manifest.splits and manifest.splits[SPLIT].documents > 0
+def open_held_out(manifest: Manifest, config: Config, ranks: Ranks) -> HeldOutRows | None:
+    """The rows of this rank, planned once; None where the data set was built without held-out documents."""
+    if SPLIT not in manifest.splits or not manifest.splits[SPLIT].documents:
+        return None
+    rules = PackingRules(config.data.sequence_length, config.data.piece_length, config.data.piece_overlap)
+    micro, most = config.batch.micro_batch_size, config.validation.max_rows
+    return HeldOutRows(manifest, SPLIT, rules, micro, ranks.rank, ranks.world_size, most)
 
 
-def validate(engine: Engine, config: Config, manifest: Manifest, ranks: Ranks) -> Record:
-    """Loss and accuracy of each head over the first `validation.max_rows` held-out rows, under "validation_...".
+def validate(engine: Engine, held_out: HeldOutRows, ranks: Ranks) -> Record:
+    """Loss and accuracy of each head over the held-out rows, under "validation_...".
 
     The numbers do not depend on the number of ranks: a global sum over a global count.
     """
@@ -28,15 +33,7 @@ def validate(engine: Engine, config: Config, manifest: Manifest, ranks: Ranks) -
     targets_H = np.zeros(len(objective.heads), dtype=np.int64)
     sums = []
     engine.eval()
-    for batch in validation_batches(
-        manifest,
-        SPLIT,
-        config.data.sequence_length,
-        config.batch.micro_batch_size,
-        ranks.rank,
-        ranks.world_size,
-        config.validation.max_rows,
-    ):
+    for batch in held_out:
         targets_H += objective.target_counts(batch.lengths_D)
         sums.append(engine.evaluate(batch.to(ranks.device)))
     engine.train()

@@ -3,8 +3,9 @@
 Legend: T tokens, D documents (pieces with their [CLS] and [SEP]), M rows of the micro-batch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,14 +13,16 @@ import torch
 
 from train.data.order import FILLER_ROW
 from train.data.packing import SPECIALS_PER_PIECE, RowPlan
-from train.data.reader import ShardReader
+from train.data.reader import BlockArrays, ShardReader
+
+_Type = TypeVar("_Type", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One padding-free micro-batch: documents one after another, none attending to another."""
 
-    ids_T: torch.Tensor  # int64
+    ids_T: torch.Tensor  # int64 once moved to a device; before, as stored: uint16 or uint32
     word_starts_T: torch.Tensor  # bool; True at [CLS], [SEP] and the first token of a piece as well
     lengths_D: npt.NDArray[np.int64]  # tokens of each document, [CLS] and [SEP] included; stays on the host
     cu_seqlens_D1: torch.Tensor  # int32; document d is ids_T[cu_seqlens_D1[d] : cu_seqlens_D1[d + 1]]
@@ -27,6 +30,8 @@ class Batch:
     row_offsets_D: torch.Tensor  # int64; tokens of the row before the document
     epoch: int
     tokens: int  # tokens of real rows, [CLS] and [SEP] included
+    rows: int = 0  # that are no fillers; damaged ones included
+    damaged_rows: int = 0  # that could not be read and stand here as fillers
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on `device`; copies from pinned memory run beside the computation."""
@@ -36,7 +41,7 @@ class Batch:
 
         return replace(
             self,
-            ids_T=move(self.ids_T),
+            ids_T=move(self.ids_T).long(),  # a quarter of the bytes travels
             word_starts_T=move(self.word_starts_T),
             cu_seqlens_D1=move(self.cu_seqlens_D1),
             row_ids_D=move(self.row_ids_D),
@@ -55,32 +60,86 @@ class _Layout:
     row_bounds_M1: npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True)
+class ReadRows:
+    """Rows as they were read, one after another; rows of several data sets join into one batch."""
+
+    ids_T: npt.NDArray[np.generic]
+    word_starts_T: npt.NDArray[np.bool_]
+    lengths_D: npt.NDArray[np.int64]
+    row_ids_D: npt.NDArray[np.int64]
+    row_offsets_D: npt.NDArray[np.int64]
+    rows: int
+    fillers: int  # among the rows; damaged ones included
+    damaged: int  # rows that could not be read
+
+
 def make_batch(
     row_ids_M: npt.NDArray[np.int64], plan: RowPlan, reader: ShardReader, special_ids: Mapping[str, int], epoch: int
 ) -> Batch:
-    """Gather rows into a micro-batch, in pinned memory where there is CUDA.
+    """Gather rows of one data set into a micro-batch."""
+    return join_rows([read_rows(row_ids_M, plan, reader, special_ids)], epoch)
 
-    A filler row (-1) becomes one document [CLS] [SEP]: it has no ordinary token, so no target, and counts nowhere.
-    Raises DataError for a damaged block.
+
+def read_rows(
+    row_ids_M: npt.NDArray[np.int64], plan: RowPlan, reader: ShardReader, special_ids: Mapping[str, int]
+) -> ReadRows:
+    """Gather rows with [CLS] and [SEP] around each piece.
+
+    A filler row (-1) becomes one document [CLS] [SEP]: it has no ordinary token, so no target, and counts nowhere. So
+    does a row of a damaged block, which is counted as well.
     """
+    blocks_M = _blocks(row_ids_M, plan, reader)
+    sound_M = np.array([block is not None for block in blocks_M], dtype=np.bool_)
+    damaged = int(np.count_nonzero(row_ids_M[~sound_M] != FILLER_ROW))
+    row_ids_M = np.where(sound_M, row_ids_M, FILLER_ROW)
     layout = _lay_out(row_ids_M, plan)
-    ids_T, word_starts_T = _gather(row_ids_M, layout, plan, reader)
+    ids_T, word_starts_T = _gather(blocks_M, layout, reader.token_dtype)
     first_D, last_D = layout.bounds_D1[:-1], layout.bounds_D1[1:] - 1
     ids_T[first_D], ids_T[last_D] = special_ids["cls"], special_ids["sep"]
     # A long document may be cut within a word: the tail then is a word of its own, not a part of the word [CLS].
     # In a filler the token after [CLS] is [SEP].
     word_starts_T[first_D] = word_starts_T[first_D + 1] = word_starts_T[last_D] = True
-    fillers = int(np.count_nonzero(row_ids_M == FILLER_ROW))
-    return Batch(
-        ids_T=_tensor(ids_T),
-        word_starts_T=_tensor(word_starts_T),
-        lengths_D=layout.lengths_D,
-        cu_seqlens_D1=_tensor(layout.bounds_D1.astype(np.int32)),
-        row_ids_D=_tensor(row_ids_M[layout.slot_D]),
-        row_offsets_D=_tensor(first_D - layout.row_bounds_M1[layout.slot_D]),
-        epoch=epoch,
-        tokens=len(ids_T) - fillers * SPECIALS_PER_PIECE,
+    row_offsets_D = first_D - layout.row_bounds_M1[layout.slot_D]
+    fillers = int(np.count_nonzero(~sound_M))
+    return ReadRows(
+        ids_T,
+        word_starts_T,
+        layout.lengths_D,
+        row_ids_M[layout.slot_D],
+        row_offsets_D,
+        rows=len(row_ids_M),
+        fillers=fillers,
+        damaged=damaged,
     )
+
+
+def join_rows(parts: Sequence[ReadRows], epoch: int) -> Batch:
+    """One micro-batch of all these rows, in pinned memory where there is CUDA."""
+    lengths_D = _joined([part.lengths_D for part in parts])
+    fillers, damaged = sum(part.fillers for part in parts), sum(part.damaged for part in parts)
+    return Batch(
+        ids_T=_tensor(_joined([part.ids_T for part in parts])),
+        word_starts_T=_tensor(_joined([part.word_starts_T for part in parts])),
+        lengths_D=lengths_D,
+        cu_seqlens_D1=_tensor(_bounds(lengths_D).astype(np.int32)),
+        row_ids_D=_tensor(_joined([part.row_ids_D for part in parts])),
+        row_offsets_D=_tensor(_joined([part.row_offsets_D for part in parts])),
+        epoch=epoch,
+        tokens=int(lengths_D.sum()) - fillers * SPECIALS_PER_PIECE,
+        rows=sum(part.rows for part in parts) - fillers + damaged,
+        damaged_rows=damaged,
+    )
+
+
+def _blocks(row_ids_M: npt.NDArray[np.int64], plan: RowPlan, reader: ShardReader) -> list[BlockArrays | None]:
+    """The block of each row; None for a filler and for what is damaged."""
+    row_N = row_ids_M[row_ids_M != FILLER_ROW]
+    block_N = plan.blocks_of(row_N)
+    empty_N = plan.row_pieces_R1[row_N] == plan.row_pieces_R1[row_N + 1]  # the block could not be planned
+    found = {block: reader.sound_block(block) for block in set(block_N[~empty_N].tolist())}
+    blocks = iter([None if empty else found[b] for b, empty in zip(block_N.tolist(), empty_N.tolist(), strict=True)])
+    return [None if row == FILLER_ROW else next(blocks) for row in row_ids_M.tolist()]
 
 
 def _lay_out(row_ids_M: npt.NDArray[np.int64], plan: RowPlan) -> _Layout:
@@ -90,35 +149,41 @@ def _lay_out(row_ids_M: npt.NDArray[np.int64], plan: RowPlan) -> _Layout:
     first_document_M1 = _bounds(documents_M)
     slot_D = np.repeat(np.arange(len(row_ids_M)), documents_M)
     piece_D = np.arange(len(slot_D)) + (first_piece_M - first_document_M1[:-1])[slot_D]
-    ordinary_D = np.where(filler_M[slot_D], 0, plan.piece_length_P[piece_D])
-    lengths_D = ordinary_D.astype(np.int64) + SPECIALS_PER_PIECE
+    ordinary_D, start_D = np.zeros(len(slot_D), np.int64), np.zeros(len(slot_D), np.int64)
+    real_D = ~filler_M[slot_D]
+    ordinary_D[real_D] = plan.piece_length_P[piece_D[real_D]]
+    start_D[real_D] = plan.piece_start_P[piece_D[real_D]]
+    lengths_D = ordinary_D + SPECIALS_PER_PIECE
     bounds_D1 = _bounds(lengths_D)
-    start_D = plan.piece_start_P[piece_D].astype(np.int64)
     return _Layout(slot_D, start_D, lengths_D, bounds_D1, bounds_D1[first_document_M1])
 
 
 def _gather(
-    row_ids_M: npt.NDArray[np.int64], layout: _Layout, plan: RowPlan, reader: ShardReader
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    blocks_M: list[BlockArrays | None], layout: _Layout, token_dtype: np.dtype[np.generic]
+) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.bool_]]:
     """Ids and word starts (T) of all ordinary tokens; what stands at [CLS] and [SEP] is left to the caller."""
     tokens = int(layout.bounds_D1[-1])
     source_T = np.arange(tokens) + np.repeat(layout.start_D - 1 - layout.bounds_D1[:-1], layout.lengths_D)
     byte_T = source_T >> 3
-    ids_T = np.zeros(tokens, dtype=reader.token_dtype)
+    ids_T = np.zeros(tokens, dtype=token_dtype)
     bits_T = np.zeros(tokens, dtype=np.uint8)
-    block_M, bound_M1 = plan.row_block_R[row_ids_M].tolist(), layout.row_bounds_M1.tolist()
-    for slot in np.flatnonzero(row_ids_M != FILLER_ROW).tolist():
-        block = reader.block(block_M[slot])
-        span = slice(bound_M1[slot], bound_M1[slot + 1])
-        # "clip" only concerns [CLS] and [SEP], whose source lies one token before and after the piece.
-        block.ids_T.take(source_T[span], mode="clip", out=ids_T[span])
-        block.word_bits.take(byte_T[span], mode="clip", out=bits_T[span])
+    bound_M1 = layout.row_bounds_M1.tolist()
+    for slot, block in enumerate(blocks_M):
+        if block is not None:
+            span = slice(bound_M1[slot], bound_M1[slot + 1])
+            # "clip" only concerns [CLS] and [SEP], whose source lies one token before and after the piece.
+            block.ids_T.take(source_T[span], mode="clip", out=ids_T[span])
+            block.word_bits.take(byte_T[span], mode="clip", out=bits_T[span])
     word_starts_T = (bits_T >> (source_T & 7).astype(np.uint8)) & 1
-    return ids_T.astype(np.int64), word_starts_T.astype(np.bool_)
+    return ids_T, word_starts_T.astype(np.bool_)
 
 
 def _bounds(counts_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts_N)])
+
+
+def _joined(arrays: list[npt.NDArray[_Type]]) -> npt.NDArray[_Type]:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def _tensor(array: npt.NDArray[np.generic]) -> torch.Tensor:

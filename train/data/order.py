@@ -9,7 +9,7 @@ Legend: B blocks, R rows of an epoch, N positions, C lanes, G rows of a global b
 M rows of a micro-batch, F rounds of a Feistel network.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,7 @@ class Cursor:
 
     epoch: int
     position: int
+    blocks: int = 0  # the epoch goes over the first so many blocks alone; 0: over all
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,7 @@ def epoch_key(seed: int, epoch: int) -> int:
 def advance(cursor: Cursor, rows: int, global_batch_size: int) -> Cursor:
     """The cursor after the global batch at `cursor`; a new epoch begins once every row was consumed."""
     position = cursor.position + global_batch_size
-    return Cursor(cursor.epoch, position) if position < rows else Cursor(cursor.epoch + 1, 0)
+    return replace(cursor, position=position) if position < rows else Cursor(cursor.epoch + 1, 0)
 
 
 def permute(index_N: Indices, size: int | Indices, key: int | Words) -> Indices:

@@ -1,4 +1,7 @@
-"""Owns reading blocks of a split: shards mapped into memory, each block's checksum verified when first touched."""
+"""Owns reading blocks of a split: shards mapped into memory, each block verified when first touched, damage named.
+
+Legend: T tokens of a block, P pieces of a block.
+"""
 
 import functools
 import mmap
@@ -6,33 +9,51 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
-from data_pipeline.errors import DataError, UserError
-from data_pipeline.manifest import BlockEntry, Manifest, Split
-from data_pipeline.shards import Block, block_checksum, read_block
+from data_pipeline.errors import DataError
+from data_pipeline.manifest import BlockEntry, Manifest
+from data_pipeline.shards import Ids, block_checksum, read_block
+from train.data.members import locate
+from train.data.packing import RowPlan
+from train.data.splits import find_split
+from train.monitor.logs import log
 
 # Each mapped shard holds a file descriptor, of which a process often has 1,024 for everything.
 _OPEN_SHARDS = 256
 
 
 @dataclass(frozen=True, slots=True)
+class BlockArrays:
+    """What a row is read from; both are views of the mapped shard that are valid as long as they are held."""
+
+    ids_T: Ids
+    word_bits: npt.NDArray[np.uint8]  # one bit per token, lowest bit first
+
+
+@dataclass(frozen=True, slots=True)
 class _Shard:
     memory: memoryview
-    blocks: dict[int, Block]  # parsed once: parsing headers costs more than reading a row
+    blocks: dict[int, BlockArrays]
 
 
 class ShardReader:
     """The blocks of one split by number. Several processes that read one data set share its pages in memory."""
 
-    def __init__(self, manifest: Manifest, split: str) -> None:
-        """Open nothing yet. Raises UserError for a split that the data set has not."""
+    def __init__(self, manifest: Manifest, split: str, plan: RowPlan | None = None) -> None:
+        """Open nothing yet; a block whose documents are not those of `plan` counts as damaged.
+
+        Raises UserError for a split that the data set has not.
+        """
         self.token_dtype = np.dtype(manifest.token_dtype)
+        self._plan = plan
         self._entries = [
             (manifest.directory / shard.name, entry)
             for shard in find_split(manifest, split).shards
             for entry in shard.blocks
         ]
         self._verified = bytearray(len(self._entries))
+        self._named: set[int] = set()  # damaged blocks that the log knows
         self._open_shard = functools.lru_cache(_OPEN_SHARDS)(_open_shard)
 
     @property
@@ -40,50 +61,89 @@ class ShardReader:
         """Number of blocks in the split."""
         return len(self._entries)
 
-    def block(self, number: int) -> Block:
-        """The arrays of a block, as views of the mapped shard that are valid as long as they are held.
+    def sound_block(self, number: int) -> BlockArrays | None:
+        """The arrays of a block; None where it is damaged or missing, which the log says once.
 
-        Raises DataError naming shard, block and reason where the block is damaged or missing.
+        A damaged block is tried anew each time: a disk that was away for a moment costs only the rows of that moment.
         """
+        try:
+            return self.block(number)
+        except DataError as error:
+            self.name_damage(number, str(error))
+            return None
+
+    def name_damage(self, number: int, words: str) -> None:
+        """Say in the log what is wrong with a block, once."""
+        if number not in self._named:
+            self._named.add(number)
+            log.warning("%s; its rows are left out until then.", words)
+
+    def place(self, number: int) -> str:
+        """The shard and the block in words."""
+        return f"{self._entries[number][0]}, block {number:09d}"
+
+    def block(self, number: int) -> BlockArrays:
+        """The arrays of a block. Raises DataError naming shard, block and reason where it is damaged or missing."""
         path, entry = self._entries[number]
         try:
+            if not self._verified[number]:
+                self._verify(number, path, entry)
             shard = self._open_shard(path)
-            block = shard.blocks.get(number)
-            if block is None:
-                block = shard.blocks[number] = self._parse(number, shard.memory, entry)
+            arrays = shard.blocks.get(number)
+            if arrays is None:
+                arrays = shard.blocks[number] = self._view(shard.memory, entry)
         except (OSError, DataError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            message = f"{path}, block {number:09d}: {reason}; restore the shard from a copy or build the data set again"
+            reason = (error.strerror or error) if isinstance(error, OSError) else error
+            message = f"{self.place(number)}: {reason}; restore the shard from a copy or build the data set again"
             raise DataError(message) from error
-        return block
+        return arrays
 
-    def _parse(self, number: int, memory: memoryview, entry: BlockEntry) -> Block:
-        end = entry.offset + entry.bytes
-        if end > len(memory):
-            raise DataError(f"the shard ends at byte {len(memory):,}, before the end of the block at byte {end:,}")
-        buffer = memory[entry.offset : end]
-        if not self._verified[number]:
-            found = block_checksum(buffer)
-            if found != entry.checksum:
-                raise DataError(f"the checksum is {found} where the manifest has {entry.checksum}")
-            self._verified[number] = 1
+    def _view(self, memory: memoryview, entry: BlockEntry) -> BlockArrays:
+        members = locate(entry.tokens, entry.documents, self.token_dtype.itemsize)
+        ids_T = np.frombuffer(memory, self.token_dtype, entry.tokens, entry.offset + members.ids)
+        word_bits = np.frombuffer(memory, np.uint8, -(-entry.tokens // 8), entry.offset + members.words)
+        return BlockArrays(ids_T, word_bits)
+
+    def _verify(self, number: int, path: Path, entry: BlockEntry) -> None:
+        buffer = _read(path, entry)
+        found = block_checksum(buffer)
+        if found != entry.checksum:
+            raise DataError(f"the checksum is {found} where the manifest has {entry.checksum}")
         block = read_block(buffer, entry.tokens, entry.documents)
         if block.ids_T.dtype != self.token_dtype:
             raise DataError(f"its ids are {block.ids_T.dtype} where the manifest has {self.token_dtype}")
-        return block
+        located = self._view(buffer, BlockEntry(0, entry.bytes, entry.tokens, entry.documents, entry.checksum))
+        if not (np.shares_memory(located.ids_T[:1], block.ids_T[:1])):
+            raise DataError("its arrays do not lie where this version writes them")
+        if self._plan is not None:
+            _check_plan(self._plan, number, block.offsets_D1.astype(np.int64))
+        self._verified[number] = 1
 
 
-def find_split(manifest: Manifest, split: str) -> Split:
-    """The split of that name. Raises UserError naming those there are."""
-    if split not in manifest.splits:
-        names = ", ".join(sorted(manifest.splits))
-        raise UserError(f"{manifest.directory} has no split {split!r}; it has {names or 'none'}")
-    return manifest.splits[split]
+def _check_plan(plan: RowPlan, number: int, offsets_D1: npt.NDArray[np.int64]) -> None:
+    """Raise DataError where a piece of the plan does not lie in one document: its bounds were damaged when planned."""
+    last_row = int(plan.last_row_B[number])
+    pieces = slice(plan.row_pieces_R1[last_row - plan.rows_B[number]], plan.row_pieces_R1[last_row])
+    start_P = plan.piece_start_P[pieces].astype(np.int64)
+    end_P = offsets_D1[np.searchsorted(offsets_D1[:-1], start_P, side="right")]
+    if (start_P + plan.piece_length_P[pieces] > end_P).any():
+        raise DataError("the packing plan was made from other document bounds; remove the file in the folder plans")
+
+
+def _read(path: Path, entry: BlockEntry) -> memoryview:
+    """The bytes of a block. Read and not mapped: a bad sector is an error to name, not a signal that kills."""
+    buffer = memoryview(bytearray(entry.bytes))
+    with path.open("rb", buffering=0) as file:
+        file.seek(entry.offset)
+        position = 0
+        while position < entry.bytes and (count := file.readinto(buffer[position:])):
+            position += count
+    if position < entry.bytes:
+        end, found = entry.offset + entry.bytes, entry.offset + position if position else path.stat().st_size
+        raise DataError(f"the shard ends at byte {found:,}, before the end of the block at byte {end:,}")
+    return buffer
 
 
 def _open_shard(path: Path) -> _Shard:
     with path.open("rb") as file:
-        # An empty file cannot be mapped; as an empty buffer it is reported like any other shard cut short.
-        empty = path.stat().st_size == 0
-        memory = memoryview(b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    return _Shard(memory, {})
+        return _Shard(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), {})

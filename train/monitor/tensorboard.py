@@ -16,6 +16,7 @@ _GROUPS = {
     "data_wait_seconds": "speed/data_wait_seconds",
     "tokens_seen": "progress/tokens_seen",
     "epoch": "progress/epoch",
+    "damaged_rows": "progress/damaged_rows",
 }
 
 

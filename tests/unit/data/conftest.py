@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -101,3 +102,14 @@ def _documents(members: dict[str, bytes], key: str) -> list[StoredDocument]:
         (tuple(ids[begin:end].tolist()), tuple(starts[begin:end]))
         for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
     ]
+
+
+@pytest.fixture
+def messages(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """What the log was told so far."""
+    logger = logging.getLogger("bertmae")
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(caplog.handler)
+    yield lambda: [record.getMessage() for record in caplog.records]
+    logger.removeHandler(caplog.handler)
+    logger.propagate = propagate

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from data_pipeline.manifest import Manifest
-from train.data.batch import Batch, make_batch
-from train.data.packing import RowPlan, plan_rows
+from train.data.batch import Batch, join_rows, make_batch, read_rows
+from train.data.packing import PackingRules, RowPlan, plan_rows
 from train.data.reader import ShardReader
 
 CLS, SEP = 2, 3
@@ -22,8 +22,9 @@ def slow_documents(
         if row < 0:
             yield -1, 0, [CLS, SEP], [True, True]
             continue
-        ids = [token for document in stored[plan.row_block_R[row]] for token in document[0]]
-        starts = [start for document in stored[plan.row_block_R[row]] for start in document[1]]
+        block = next(b for b in range(len(stored)) if row < plan.rows_B[: b + 1].sum())
+        ids = [token for document in stored[block] for token in document[0]]
+        starts = [start for document in stored[block] for start in document[1]]
         offset = 0
         for piece in range(plan.row_pieces_R1[row], plan.row_pieces_R1[row + 1]):
             begin = int(plan.piece_start_P[piece])
@@ -51,7 +52,7 @@ def test_a_batch_equals_gathering_token_by_token(
     rng = np.random.default_rng(3)
     shards = [[rng.integers(1, 90, size=size).tolist() for size in sizes] for sizes in [(12, 1), (20,)]]
     manifest = make_data_set(shards, dtype=dtype)
-    plan, reader = plan_rows(manifest, "train", sequence_length), ShardReader(manifest, "train")
+    plan, reader = plan_rows(manifest, "train", PackingRules(sequence_length)), ShardReader(manifest, "train")
     stored = stored_documents(manifest, "train")
     for _ in range(10):
         rows = rng.integers(-1, plan.rows, size=7)
@@ -59,28 +60,49 @@ def test_a_batch_equals_gathering_token_by_token(
         assert_equal_documents(batch, list(slow_documents(rows.tolist(), plan, stored)))
         assert batch.epoch == 5
         assert batch.tokens == len(batch.ids_T) - 2 * int((rows < 0).sum())
+        assert (batch.rows, batch.damaged_rows) == (int((rows >= 0).sum()), 0)
 
 
 def test_a_batch_of_fillers_alone_has_no_ordinary_token(data_set: Manifest) -> None:
     """Reference: [CLS] [SEP] for each row."""
-    plan, reader = plan_rows(data_set, "train", 64), ShardReader(data_set, "train")
+    plan, reader = plan_rows(data_set, "train", PackingRules(64)), ShardReader(data_set, "train")
     batch = make_batch(np.full(3, -1), plan, reader, data_set.special_ids, epoch=0)
     assert_equal_documents(batch, [(-1, 0, [CLS, SEP], [True, True])] * 3)
     assert batch.tokens == 0
 
 
-def test_the_types_are_those_that_the_model_expects(data_set: Manifest) -> None:
-    """Reference: the fields' documentation."""
-    plan, reader = plan_rows(data_set, "train", 64), ShardReader(data_set, "train")
-    batch = make_batch(np.arange(4), plan, reader, data_set.special_ids, epoch=0)
-    assert (batch.ids_T.dtype, batch.word_starts_T.dtype) == (torch.int64, torch.bool)
+@pytest.mark.parametrize("dtype", ["uint16", "uint32"])
+def test_ids_travel_as_they_are_stored_and_become_integers_on_the_device(make_data_set: Callable, dtype: str) -> None:
+    """Reference: the type of the shards, and what embeddings and losses take."""
+    manifest = make_data_set([[[5, 9, 30], [12]]], dtype=dtype)
+    plan, reader = plan_rows(manifest, "train", PackingRules(64)), ShardReader(manifest, "train")
+    batch = make_batch(np.arange(2), plan, reader, manifest.special_ids, epoch=0)
+    assert (batch.ids_T.dtype, batch.word_starts_T.dtype) == (getattr(torch, dtype), torch.bool)
     assert (batch.cu_seqlens_D1.dtype, batch.lengths_D.dtype) == (torch.int32, np.int64)
     assert (batch.row_ids_D.dtype, batch.row_offsets_D.dtype) == (torch.int64, torch.int64)
+    moved = batch.to("cpu")
+    assert moved.ids_T.dtype == torch.int64
+    assert moved.ids_T.tolist() == batch.ids_T.tolist()
+
+
+def test_joined_rows_of_two_data_sets_are_the_rows_of_both(make_data_set: Callable) -> None:
+    """Reference: the batches of each alone, one after the other."""
+    alone, parts = [], []
+    for seed, rows in ((1, [1, -1, 0]), (2, [0])):
+        manifest = make_data_set([[[20, 31, 9, 40]]], seed=seed)
+        plan, reader = plan_rows(manifest, "train", PackingRules(48)), ShardReader(manifest, "train")
+        alone.append(make_batch(np.array(rows), plan, reader, manifest.special_ids, epoch=0))
+        parts.append(read_rows(np.array(rows), plan, reader, manifest.special_ids))
+    batch = join_rows(parts, epoch=7)
+    for name in ("ids_T", "word_starts_T", "lengths_D", "row_ids_D", "row_offsets_D"):
+        assert getattr(batch, name).tolist() == [*getattr(alone[0], name).tolist(), *getattr(alone[1], name).tolist()]
+    assert batch.cu_seqlens_D1.tolist() == [0, *np.cumsum(batch.lengths_D).tolist()]
+    assert (batch.tokens, batch.rows, batch.epoch) == (alone[0].tokens + alone[1].tokens, 3, 7)
 
 
 def test_moving_a_batch_moves_its_tensors_and_keeps_the_rest(data_set: Manifest) -> None:
     """Reference: the batch itself, moved to the device that stores nothing."""
-    plan, reader = plan_rows(data_set, "train", 64), ShardReader(data_set, "train")
+    plan, reader = plan_rows(data_set, "train", PackingRules(64)), ShardReader(data_set, "train")
     batch = make_batch(np.arange(4), plan, reader, data_set.special_ids, epoch=2)
     moved = batch.to("meta")
     for name in ("ids_T", "word_starts_T", "cu_seqlens_D1", "row_ids_D", "row_offsets_D"):
@@ -93,7 +115,7 @@ def test_moving_a_batch_moves_its_tensors_and_keeps_the_rest(data_set: Manifest)
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_batch_is_pinned_and_arrives_on_the_gpu_unchanged(data_set: Manifest) -> None:
     """Reference: the batch on the host."""
-    plan, reader = plan_rows(data_set, "train", 64), ShardReader(data_set, "train")
+    plan, reader = plan_rows(data_set, "train", PackingRules(64)), ShardReader(data_set, "train")
     batch = make_batch(np.arange(4), plan, reader, data_set.special_ids, epoch=0)
     assert batch.ids_T.is_pinned() and batch.word_starts_T.is_pinned()
     assert torch.equal(batch.to("cuda").ids_T.cpu(), batch.ids_T)

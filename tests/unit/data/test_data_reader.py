@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError, UserError
 from data_pipeline.manifest import Manifest
-from data_pipeline.shards import word_starts
 from train.data.reader import ShardReader
 
 
@@ -27,7 +27,8 @@ def test_blocks_come_back_as_they_were_stored(make_data_set: Callable, stored_do
     for number, documents in enumerate(stored):
         block = reader.block(number)
         assert block.ids_T.tolist() == [token for ids, _ in documents for token in ids]
-        assert word_starts(block).tolist() == [start for _, starts in documents for start in starts]
+        starts = np.unpackbits(block.word_bits, count=block.ids_T.size, bitorder="little").astype(bool)
+        assert starts.tolist() == [start for _, starts in documents for start in starts]
 
 
 def test_a_flipped_byte_anywhere_in_a_block_names_shard_block_and_reason(data_set: Manifest) -> None:

@@ -1,6 +1,5 @@
 """The stream: an epoch is every stored token once, at any world size, through any stop, with damage named."""
 
-import json
 import time
 import traceback
 from collections import Counter
@@ -13,20 +12,24 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.errors import DataError, UserError
+from data_pipeline.errors import UserError
 from data_pipeline.manifest import Manifest
 from train.data.batch import Batch, make_batch
+from train.data.epochs import EpochWalk
+from train.data.held_out import HeldOutRows
 from train.data.order import Cursor, Share, epoch_order
+from train.data.packing import PackingRules, plan_rows
 from train.data.reader import ShardReader
-from train.data.stream import Step, TrainStream, validation_batches
+from train.data.stream import Step, TrainStream
 
 LENGTH = 48
 
 
 def open_stream(manifest: Manifest, cursor: Cursor = Cursor(0, 0), **changes: Any) -> TrainStream:  # noqa: B008
-    sizes = {"sequence_length": LENGTH, "micro_batch_size": 2, "global_batch_size": 12}
-    options = sizes | {"seed": 11, "rank": 0, "world_size": 1}
-    return TrainStream(manifest, "train", cursor=cursor, **(options | changes))
+    given = {"micro": 2, "size": 12, "rank": 0, "world_size": 1, "repeat": True} | changes
+    plan = plan_rows(manifest, "train", PackingRules(LENGTH))
+    walk = EpochWalk(manifest, "train", plan, seed=11, repeat=given["repeat"])
+    return TrainStream(walk, Share(given["rank"], given["world_size"], given["micro"], given["size"]), cursor)
 
 
 def take(stream: TrainStream, steps: int) -> list[Step]:
@@ -94,9 +97,9 @@ def test_the_prefetched_steps_are_those_made_without_a_thread(data_set: Manifest
     stream = open_stream(data_set, rank=1, world_size=2)
     reader, position = ShardReader(data_set, "train"), 0
     for batches, after in islice(stream, 5):
-        order = epoch_order(np.bincount(stream.plan.row_block_R), seed=11, epoch=0)
+        order = epoch_order(stream.walk.plan.rows_B, seed=11, epoch=0)
         row_ids = order.rows_at(Share(1, 2, 2, 12).positions(position))
-        expected = [make_batch(rows, stream.plan, reader, data_set.special_ids, 0) for rows in row_ids]
+        expected = [make_batch(rows, stream.walk.plan, reader, data_set.special_ids, 0) for rows in row_ids]
         assert [contents(batch) for batch in batches] == [contents(batch) for batch in expected]
         position += 12
         assert after == Cursor(0, position)
@@ -105,7 +108,7 @@ def test_the_prefetched_steps_are_those_made_without_a_thread(data_set: Manifest
 
 def test_the_last_step_of_an_epoch_counts_only_its_real_rows(data_set: Manifest) -> None:
     """Reference: the totals of the plan."""
-    stream = open_stream(data_set, global_batch_size=50)
+    stream = open_stream(data_set, size=50)
     tokens, rows = 0, []
     for batches, after in stream:
         tokens += sum(batch.tokens for batch in batches)
@@ -114,8 +117,8 @@ def test_the_last_step_of_an_epoch_counts_only_its_real_rows(data_set: Manifest)
             break
     stream.close()
     assert -1 in rows
-    assert tokens == stream.plan.tokens
-    assert set(rows) == set(range(-1, stream.plan.rows))
+    assert tokens == stream.walk.plan.tokens
+    assert set(rows) == set(range(-1, stream.walk.plan.rows))
 
 
 def test_close_ends_the_thread_whenever_it_comes(data_set: Manifest) -> None:
@@ -143,27 +146,18 @@ def test_at_most_two_steps_are_made_ahead(data_set: Manifest) -> None:
     stream.close()
 
 
-def test_damage_met_while_prefetching_is_raised_in_the_consumer_with_the_threads_traceback(data_set: Manifest) -> None:
-    """Reference: the one block that a byte was flipped in after the plan was made."""
+def test_what_goes_wrong_while_prefetching_is_raised_in_the_consumer_with_the_threads_traceback(
+    data_set: Manifest,
+) -> None:
+    """Reference: an error of the walk itself, at its third step."""
     stream = open_stream(data_set)
-    entry = data_set.splits["train"].shards[1].blocks[0]
-    path = data_set.directory / "train-000001.tar"
-    content = bytearray(path.read_bytes())
-    content[entry.offset + entry.bytes // 2] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=r"train-000001\.tar, block 000000003: the checksum is") as caught:
+    walk = stream.walk
+    walk.plan.row_pieces_R1[1:] += 10**6  # pieces that are not there
+    with pytest.raises(IndexError) as caught:
         list(islice(stream, 100))
-    assert caught.value.exit_code == 3
-    assert "_make_step" in "".join(traceback.format_exception(caught.value))
+    assert "_produce" in "".join(traceback.format_exception(caught.value))
     assert not stream._thread.is_alive()
     assert list(stream) == []
-
-
-def test_damage_known_before_the_first_step_is_named_at_once(data_set: Manifest) -> None:
-    """Reference: a shard that is not there."""
-    (data_set.directory / "train-000000.tar").unlink()
-    with pytest.raises(DataError, match=r"train-000000\.tar, block 000000000"):
-        open_stream(data_set)
 
 
 def test_an_empty_split_is_refused(make_data_set: Callable) -> None:
@@ -172,52 +166,18 @@ def test_an_empty_split_is_refused(make_data_set: Callable) -> None:
         open_stream(make_data_set([]))
 
 
-def test_the_state_is_small_and_the_same_on_every_rank(data_set: Manifest) -> None:
-    """Reference: the bound of 300 bytes, at numbers larger than any run's."""
-    streams = [open_stream(data_set, seed=2**63, rank=rank, world_size=3) for rank in range(3)]
-    states = [json.dumps(stream.state(Cursor(10**6, 10**12))) for stream in streams]
-    assert len(set(states)) == 1
-    assert len(states[0]) < 300
-
-
-def test_a_state_that_fits_is_accepted_at_any_epoch_world_and_batch_size(data_set: Manifest) -> None:
-    """Reference: no error."""
-    state = json.loads(json.dumps(open_stream(data_set).state(Cursor(4, 9))))
-    open_stream(data_set, world_size=3, micro_batch_size=1, global_batch_size=6).check_state(state)
-
-
-def test_a_changed_data_set_is_refused_with_both_identities(make_data_set: Callable) -> None:
-    """Reference: the identities of two manifests."""
-    old, new = make_data_set([[[20, 30]]], seed=1), make_data_set([[[20, 30]]], seed=2)
-    state = open_stream(old).state(Cursor(0, 0))
-    with pytest.raises(UserError) as caught:
-        open_stream(new).check_state(state)
-    assert old.identity in str(caught.value)
-    assert new.identity in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"), [("order_version", 0), ("seed", 12), ("sequence_length", 64), ("rows", 1), ("seed", None)]
-)
-def test_a_state_of_another_order_is_refused_by_the_field_that_differs(
-    data_set: Manifest, field: str, value: object
-) -> None:
-    """Reference: the state with one field changed."""
-    stream = open_stream(data_set)
-    with pytest.raises(UserError, match=rf"^{field} of the data stream is .* but {value} in the checkpoint"):
-        stream.check_state(stream.state(Cursor(0, 0)) | {field: value})
-
-
 @pytest.mark.parametrize("max_rows", [1, 7, 10**6])
 @pytest.mark.parametrize("world_size", [1, 2, 5])
 def test_validation_reads_the_same_rows_once_at_any_world_size(
     data_set: Manifest, world_size: int, max_rows: int
 ) -> None:
-    """Reference: one rank with one row in each batch."""
+    """Reference: one rank with one row in each batch; and the batches a second time."""
 
     def read(rank: int, world_size: int, micro: int) -> list[Batch]:
-        return list(validation_batches(data_set, "validation", LENGTH, micro, rank, world_size, max_rows))
+        rows = HeldOutRows(data_set, "validation", PackingRules(LENGTH), micro, rank, world_size, max_rows)
+        first = list(rows)
+        assert [contents(batch) for batch in first] == [contents(batch) for batch in rows]
+        return first
 
     ranks = [read(rank, world_size, 3) for rank in range(world_size)]
     assert len({len(batches) for batches in ranks}) == 1
@@ -233,9 +193,18 @@ def test_validation_reads_the_same_rows_once_at_any_world_size(
 
 def test_validation_of_all_rows_reads_every_stored_token(data_set: Manifest, stored_documents: Callable) -> None:
     """Reference: the documents as the tarfile module reads them."""
-    batches = validation_batches(data_set, "validation", LENGTH, 4, 0, 1, 10**6)
+    batches = HeldOutRows(data_set, "validation", PackingRules(LENGTH), 4, 0, 1, 10**6)
     read = Counter(piece for batch in batches for piece in pieces_of(batch))
     assert read == stored_pieces(stored_documents(data_set, "validation"), LENGTH - 2)
+
+
+def test_a_walk_that_does_not_repeat_ends_after_its_last_row(data_set: Manifest) -> None:
+    """Reference: the rows of the plan; nothing comes after them, however often one asks."""
+    stream = open_stream(data_set, repeat=False)
+    rows = [row for batches, _ in stream for batch in batches for row in set(batch.row_ids_D.tolist())]
+    assert sorted(row for row in rows if row >= 0) == list(range(stream.walk.plan.rows))
+    assert list(stream) == []
+    assert list(open_stream(data_set, Cursor(1, 0), repeat=False)) == []
 
 
 def test_the_stream_leaves_the_global_generators_alone(data_set: Manifest) -> None:

@@ -11,9 +11,8 @@ import xxhash
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Split, write_manifest
-from train.data.packing import RowPlan
+from train.data.packing import PackingRules, RowPlan
 from train.derived import describe
-from train.errors import UserError
 from train.vocabulary import load_vocabulary
 
 SPECIAL = {"pad": 0, "unk": 3, "cls": 4, "sep": 5, "mask": 6}
@@ -124,7 +123,9 @@ def test_another_tokenizer_than_that_of_the_shards_is_refused(manifest_of):
 def plan_of(rows, tokens, sequence_length=16):
     """A plan with so many rows and tokens; what is in them does not matter here."""
     empty = np.empty(0, np.int64)
-    return RowPlan(sequence_length, np.zeros(rows, np.int32), empty, empty.astype(np.uint32), empty, tokens)
+    arrays = (np.full(1, rows), np.arange(rows + 1), empty.astype(np.uint32), empty.astype(np.uint16))
+    plan = RowPlan(PackingRules(sequence_length), *arrays, tokens, unread=(), digest="")
+    return [("The training split", 1.0, plan)]
 
 
 def test_the_sentences_say_what_will_happen(configure, vocabulary):
@@ -168,9 +169,3 @@ def test_parameters_are_counted_as_they_are_built(configure, vocabulary):
     # two layers of the encoder's size, and less than one more for what stands around them
     assert 2 * 7.1 < decoder < 3 * 7.1
     assert total == pytest.approx(own + decoder, abs=0.11)
-
-
-def test_a_split_without_documents_is_refused(configure, vocabulary):
-    """Reference: the run itself, which refuses it when it opens its stream."""
-    with pytest.raises(UserError, match="the training split of shards holds no documents"):
-        describe(configure(), 1, plan_of(0, 0), vocabulary)

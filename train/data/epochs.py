@@ -1,0 +1,139 @@
+"""Owns the walk through one data set, epoch after epoch: its batches, what a checkpoint keeps, going on from that.
+
+The cursor alone says where to go on: nothing is replayed, at 90 % of ten million rows as at the first.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import xxhash
+
+from data_pipeline.errors import UserError
+from data_pipeline.manifest import Manifest
+from train.data.batch import Batch, make_batch
+from train.data.order import ORDER_VERSION, Cursor, EpochOrder, Share, advance, epoch_order
+from train.data.packing import RowPlan
+from train.data.reader import ShardReader
+from train.data.splits import find_split
+from train.monitor.logs import log
+
+
+class EpochWalk:
+    """The rows of one split in the order of their epochs."""
+
+    def __init__(self, manifest: Manifest, split: str, plan: RowPlan, seed: int, *, repeat: bool = True) -> None:
+        """Name what the plan could not read. Raises UserError for an unknown or empty split."""
+        self.plan = plan
+        self.reader = ShardReader(manifest, split, plan)
+        if not plan.rows:
+            raise UserError(f"split {split!r} of {manifest.directory} holds no documents; build it from more text")
+        for block, reason in plan.unread:
+            self.reader.name_damage(block, f"{self.reader.place(block)}: {reason}; restore the shard from a copy")
+        self._manifest = manifest
+        self._checksums = [block.checksum for shard in find_split(manifest, split).shards for block in shard.blocks]
+        self._seed = seed
+        self._repeat = repeat
+        self._order: tuple[int, int, EpochOrder] | None = None  # of the epoch and the blocks asked for last
+
+    def batches(self, cursor: Cursor, share: Share) -> list[Batch]:
+        """This rank's micro-batches of the global batch at `cursor`."""
+        row_ids_AM = self.order(cursor).rows_at(share.positions(cursor.position))
+        ids = self._manifest.special_ids
+        return [make_batch(row_ids_M, self.plan, self.reader, ids, cursor.epoch) for row_ids_M in row_ids_AM]
+
+    def advance(self, cursor: Cursor, share: Share) -> Cursor:
+        """The cursor after the global batch at `cursor`."""
+        return advance(cursor, self.order(cursor).rows, share.global_batch_size)
+
+    def is_over(self, cursor: Cursor) -> bool:
+        """Whether no row is left to read, for a walk that does not repeat."""
+        return cursor.epoch > 0 and not self._repeat
+
+    def order(self, cursor: Cursor) -> EpochOrder:
+        """The order of the cursor's epoch."""
+        if self._order is None or self._order[:2] != (cursor.epoch, cursor.blocks):
+            rows_B = self.plan.rows_B[: self._blocks(cursor)]
+            self._order = cursor.epoch, cursor.blocks, epoch_order(rows_B, self._seed, cursor.epoch)
+        return self._order[2]
+
+    @property
+    def plans(self) -> list[tuple[str, float, RowPlan]]:
+        """(name, share of all rows read, plan) of each data set."""
+        return [("The training split", 1.0, self.plan)]
+
+    def progress(self, cursor: Cursor) -> dict[str, float]:
+        """Epochs done, for the metrics."""
+        return {"epoch": cursor.epoch + cursor.position / self.order(cursor).rows}
+
+    def state(self, cursor: Cursor) -> dict[str, Any]:
+        """What a checkpoint keeps to go on at `cursor`: the same on every rank, under 300 bytes as canonical JSON.
+
+        `blocks` is the number of blocks that the epoch goes over, `content` a hash of their checksums, `plan` the
+        digest of their rows.
+        """
+        blocks = self._blocks(cursor)
+        return {
+            "data_identity": self._manifest.identity,
+            "order_version": ORDER_VERSION,
+            "seed": self._seed,
+            "epoch": cursor.epoch,
+            "position": cursor.position,
+            "sequence_length": self.plan.rules.sequence_length,
+            "blocks": blocks,
+            "content": self._content(blocks),
+            "plan": self._plan_digest(blocks),
+        }
+
+    def resume(self, state: Mapping[str, Any], *, grown: bool = False) -> Cursor:
+        """The cursor that `state` speaks of. Raises UserError where the run would repeat or miss rows, naming why.
+
+        With `grown` the data set may have more blocks than the state's, behind those. The epoch begun goes on over the
+        old ones, so that each row is read once; the next epoch takes in all.
+        """
+        same_data = state.get("data_identity") == self._manifest.identity
+        if not same_data and not grown:
+            raise UserError(
+                f"the data set changed: the checkpoint was trained on {state.get('data_identity')}, this one is "
+                f"{self._manifest.identity}; point data.path at the old one, start a new run directory, or set "
+                "data.continue_grown=true if blocks were only added"
+            )
+        cursor = self._cursor(state)
+        self._check_rules(state, cursor)
+        if not same_data:
+            log.warning(
+                "The data set has %s rows where it had %s: epoch %d goes on over the old ones, the next takes in all.",
+                f"{self.plan.rows:,}",
+                f"{self.order(cursor).rows:,}",
+                cursor.epoch,
+            )
+        return cursor
+
+    def _cursor(self, state: Mapping[str, Any]) -> Cursor:
+        blocks, content = state.get("blocks"), state.get("content")
+        if type(blocks) is not int or not 0 < blocks <= len(self._checksums) or content != self._content(blocks):
+            raise UserError(
+                f"the data set did not only grow: the first {blocks} blocks of {self._manifest.identity} are not those "
+                f"of {state.get('data_identity')}, which the checkpoint was trained on; point data.path at the old one "
+                "or start a new run directory"
+            )
+        return Cursor(state["epoch"], state["position"], blocks if blocks < len(self._checksums) else 0)
+
+    def _check_rules(self, state: Mapping[str, Any], cursor: Cursor) -> None:
+        mine = self.state(cursor)
+        for name in ("order_version", "seed", "sequence_length", "plan"):
+            # At the beginning of an epoch no row of it has been read: another packing repeats and misses none.
+            if state.get(name) != mine[name] and not (name == "plan" and cursor.position == 0):
+                raise UserError(
+                    f"{name} of the data stream is {mine[name]} but {state.get(name)} in the checkpoint"
+                    + (" (data.piece_length, data.piece_overlap, or blocks lost or restored)" * (name == "plan"))
+                    + "; go on with the old value or start a new run directory"
+                )
+
+    def _blocks(self, cursor: Cursor) -> int:
+        return cursor.blocks or len(self._checksums)
+
+    def _content(self, blocks: int) -> str:
+        return xxhash.xxh3_64_hexdigest("".join(self._checksums[:blocks]).encode())
+
+    def _plan_digest(self, blocks: int) -> str:
+        return self.plan.digest if blocks == len(self._checksums) else self.plan.first_blocks(blocks).digest
