@@ -262,7 +262,7 @@ def pack_pieces(cost_P: npt.NDArray[np.int64], capacity: int) -> npt.NDArray[np.
 
 
 def _best_fit_decreasing(falling_cost_P: npt.NDArray[np.int64], capacity: int) -> npt.NDArray[np.int64]:
-    row_P = np.empty(len(falling_cost_P), dtype=np.int64)
+    row_P: list[int] = []
     rows_by_room: list[list[int]] = [[] for _ in range(capacity + 1)]
     rooms = 0  # bit n is set where rows_by_room[n] is not empty
     rows = placed = 0
@@ -283,11 +283,11 @@ def _best_fit_decreasing(falling_cost_P: npt.NDArray[np.int64], capacity: int) -
             taken = min(len(rows_by_room[room]), (end - placed) // per_row)
             chosen = rows_by_room[room][-taken:]
             del rows_by_room[room][-taken:]
-            row_P[placed : placed + taken * per_row] = np.repeat(chosen, per_row)
+            row_P += chosen if per_row == 1 else [row for row in chosen for _ in range(per_row)]
             placed += taken * per_row
             left = room - per_row * cost
             rows_by_room[left].extend(chosen)
             rooms |= 1 << left | 1 << room
             if not rows_by_room[room]:
                 rooms ^= 1 << room
-    return row_P
+    return np.array(row_P, dtype=np.int64)

@@ -3,6 +3,8 @@
 import io
 import json
 import logging
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.manifest import Manifest, Split, write_manifest
+from data_pipeline.manifest import Manifest, Split, load_manifest, write_manifest
 from data_pipeline.shards import ShardWriter, encode_block
 
 SPECIAL_IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
@@ -113,3 +115,19 @@ def messages(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     yield lambda: [record.getMessage() for record in caplog.records]
     logger.removeHandler(caplog.handler)
     logger.propagate = propagate
+
+
+@pytest.fixture(scope="session")
+def real_data_set(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """Real English and Chinese documents, built by the real command."""
+    root = Path(__file__).resolve().parents[3]
+    shared = root.parent / "shared" / "data"
+    inputs = [shared / "pretrain" / name / "docs.jsonl.zst" for name in ("en-peps", "zh-react-docs", "zh-tidb-docs")]
+    if not all(path.exists() for path in inputs):
+        pytest.skip(f"the real documents are not in {shared}")
+    output = tmp_path_factory.mktemp("real") / "shards"
+    words = ["--tokenizer", shared / "vocab" / "bert-base-chinese", "--output", output, "--workers", "2"]
+    command = [sys.executable, "-m", "data_pipeline", "build", "--input", *inputs, *words]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return load_manifest(output)
