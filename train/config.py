@@ -37,12 +37,51 @@ class Run(Section):
     steps: int = Field(default=100_000, gt=0, description="Length of the run in optimizer steps.")
 
 
-class Data(Section):
-    """The data set. Vocabulary, special tokens and tokenizer come from its manifest and are no fields."""
+class Source(Section):
+    """One of several data sets."""
 
-    path: str = Field(
+    name: str = Field(pattern=r"^[A-Za-z0-9-]+$")
+    path: str = Field(min_length=1)
+    weight: float = Field(gt=0)
+
+
+class WeightsAt(Section):
+    """Other weights from an optimizer step on."""
+
+    step: int = Field(gt=0)
+    weights: tuple[Annotated[float, Field(gt=0)], ...] = Field(strict=False)
+
+
+class LengthAt(Section):
+    """Another sequence length from an optimizer step on."""
+
+    step: int = Field(gt=0)
+    length: int = Field(ge=8, le=8192)
+
+
+class Data(Section):
+    """The data set, or a mixture of several. Vocabulary, special tokens and tokenizer come from its manifest and are no
+    fields. Where the data are a mixture or the sequence length changes, epochs follow one another without filler rows,
+    and a block may be read by several ranks."""
+
+    path: str | None = Field(
+        default=None,
         min_length=1,
-        description="Data set directory with its manifest.json, as written by `python -m data_pipeline build`.",
+        description="Data set directory with its manifest.json, as written by `python -m data_pipeline build`. Either "
+        "`path` or `sources` must be given.",
+    )
+    sources: tuple[Source, ...] = Field(
+        default=(),
+        strict=False,
+        description="Several data sets built with the same tokenizer, as a list of {name, path, weight}. Of all rows "
+        "read, each has its weight's share, exact to a row in every thousand; each has epochs of its own, which are "
+        "metrics (epoch_NAME).",
+    )
+    weights_at: tuple[WeightsAt, ...] = Field(
+        default=(),
+        strict=False,
+        description="Other weights of the sources from an optimizer step on, as a list of {step, weights}. The epochs "
+        "of the sources go on.",
     )
     sequence_length: int = Field(
         default=512,
@@ -62,10 +101,19 @@ class Data(Section):
         description="Ordinary tokens at the end of a piece that the next piece of the same document repeats as its "
         "beginning.",
     )
+    sequence_length_at: tuple[LengthAt, ...] = Field(
+        default=(),
+        strict=False,
+        description="Other sequence lengths from an optimizer step on, as a list of {step, length}. There each data "
+        "set begins a new epoch of its new rows; what was left of the old epoch is not read. A step keeps its rows, "
+        "so its tokens grow with the length, unless batch.same_tokens_per_step says otherwise. Validation stays at "
+        "sequence_length, so that its curve has no jump.",
+    )
     when_exhausted: Literal["repeat", "stop"] = Field(
         default="repeat",
         description="After the last row of the data: repeat begins the next epoch in another order; stop ends the run "
-        "there, with validation and a checkpoint, even before run.steps.",
+        "there, with validation and a checkpoint, even before run.steps. Of a mixture, the end is the first batch that "
+        "would need a row of any source for the second time.",
     )
     max_damaged_share: float = Field(
         default=0.001,
@@ -78,7 +126,8 @@ class Data(Section):
     continue_grown: bool = Field(
         default=False,
         description="Go on where the data set has more blocks than the checkpoint's, all of them behind the old ones. "
-        "The epoch begun is finished over the old blocks, so that each row is read once; the next one takes in all.",
+        "The epoch begun is finished over the old blocks, so that each row is read once; the next one takes in all. "
+        "Not for mixtures and not with sequence_length_at.",
     )
     cache: str = Field(
         default="~/.cache/bertmae",
@@ -204,6 +253,11 @@ class Batch(Section):
     micro_batch_size: int = Field(
         default=8, gt=0, description="Rows per device in one forward pass; it decides memory, not the result."
     )
+    same_tokens_per_step: bool = Field(
+        default=False,
+        description="With data.sequence_length_at: divide both batch sizes by length / data.sequence_length, so that a "
+        "step keeps its tokens and a forward pass its memory. All must divide evenly.",
+    )
 
 
 class Optimizer(Section):
@@ -296,6 +350,8 @@ class Config(Section):
         _check_model(self)
         _check_decoder_heads(self)
         _check_pieces(self.data)
+        _check_sources(self.data)
+        _check_lengths(self)
         _check_objective(self.objective)
         _check_batch(self.batch)
         _check_schedule(self)
@@ -346,6 +402,47 @@ def _check_pieces(data: Data) -> None:
         raise ValueError(
             f"data.piece_overlap {data.piece_overlap} leaves nothing new in a piece of {longest} tokens: lower it"
         )
+
+
+def _check_sources(data: Data) -> None:
+    if not data.path and not data.sources:
+        raise ValueError("data.path is missing: set it in the file or as data.path=VALUE on the command line")
+    if data.path and data.sources:
+        raise ValueError(f"data.path {data.path} and data.sources are both given: leave one of them out")
+    names = [source.name for source in data.sources]
+    if len(set(names)) < len(names):
+        raise ValueError(f"data.sources: two sources have the same name among {', '.join(names)}: rename one")
+    for change in data.weights_at:
+        if len(change.weights) != len(names):
+            raise ValueError(
+                f"data.weights_at: {len(change.weights)} weights at step {change.step} for {len(names)} data.sources: "
+                "give one for each"
+            )
+    _check_rising("weights_at", [change.step for change in data.weights_at])
+    _check_rising("sequence_length_at", [change.step for change in data.sequence_length_at])
+    if data.continue_grown and (data.sources or data.sequence_length_at):
+        raise ValueError("data.continue_grown works neither with data.sources nor with data.sequence_length_at")
+
+
+def _check_rising(name: str, steps: list[int]) -> None:
+    if sorted(set(steps)) != steps:
+        raise ValueError(f"data.{name}: the steps {', '.join(map(str, steps))} do not rise: put them in order")
+
+
+def _check_lengths(config: Config) -> None:
+    first, batch = config.data.sequence_length, config.batch
+    for change in config.data.sequence_length_at:
+        if change.length > config.model.encoder.max_position_embeddings:
+            raise ValueError(
+                f"data.sequence_length_at: length {change.length} is above model.encoder.max_position_embeddings "
+                f"{config.model.encoder.max_position_embeddings}: shorten the rows or raise the positions"
+            )
+        if batch.same_tokens_per_step and (change.length % first or batch.micro_batch_size % (change.length // first)):
+            raise ValueError(
+                f"batch.same_tokens_per_step: length {change.length} at step {change.step} must be a multiple of "
+                f"data.sequence_length {first}, and batch.micro_batch_size {batch.micro_batch_size} divisible by the "
+                "ratio: change one of them or set it to false"
+            )
 
 
 def _check_objective(objective: Objective) -> None:

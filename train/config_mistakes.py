@@ -24,6 +24,8 @@ def describe(mistake: ErrorDetails) -> str:
         expected = re.findall(r"'([^']*)'", str(context["expected"]))
         meant = difflib.get_close_matches(str(mistake["input"]), expected, n=1)
         fault = f"is not one of {', '.join(expected)}{_did_you_mean(meant)}"
+    elif kind == "tuple_type" and loc[-1] != "betas":
+        fault = "is not a list"
     else:
         fault = _FAULTS.get(kind, mistake["msg"]).format_map(context)
     return f"{_dotted(loc)}: {show(mistake['input'])} {fault}"

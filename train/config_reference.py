@@ -18,7 +18,7 @@ A run is described by a YAML file of sections, and by overrides on the command l
 
     torchrun --nproc-per-node 8 -m train pretrain configs/bert-base.yaml data.path=shards optimizer.learning_rate=2e-4
 
-- A key that is left out has the default below. `data.path` is the only key without one.
+- A key that is left out has the default below. Only `data.path`, or `data.sources`, must be given.
 - An override is `section.key=value`. The value is YAML: `optimizer.betas=[0.9,0.95]`, `schedule.decay_steps=null`.
   The last one wins where a key is given twice.
 - The file is read by the rules of YAML 1.2: `1e-4` is a number, and `on`, `off`, `yes` and `no` are text. Anchors and
@@ -70,6 +70,8 @@ def _name(annotation: Any) -> str:
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in args)
+    if origin is tuple and args[-1] is Ellipsis:
+        return f"list of {{{', '.join(args[0].model_fields)}}}"
     if origin is tuple:
         return f"list of {len(args)}: {_name(args[0])}"
     if origin is Annotated:

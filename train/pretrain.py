@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from data_pipeline.manifest import Manifest, load_manifest
+from data_pipeline.manifest import Manifest
 from train import distributed, run_directory
 from train.checkpoint import Checkpoint, load_weights, read_table, resume_point
 from train.config import Config
 from train.config_file import dump_config
 from train.data.epochs import EpochWalk
+from train.data.mixture import MixtureWalk
 from train.data.order import Cursor, Share
 from train.data.packing import PackingRules, RowPlan
 from train.data.plan_cache import load_plan, open_plan, store_plan
@@ -27,18 +28,17 @@ from train.monitor.metrics import last_step
 from train.monitor.recorder import Recorder, Writers
 from train.objectives import build_objective
 from train.signals import StopRequest
+from train.training_data import SPLIT, needed_plans, open_manifests, open_walk
 from train.vocabulary import Vocabulary, load_vocabulary
-
-SPLIT = "train"
 
 
 def dry_run(config: Config) -> Iterator[str]:
     """The resolved configuration and what would happen, without training. Raises what the run would raise."""
     _, world_size, _ = distributed.environment()
-    manifest = load_manifest(Path(config.data.path))
-    walk = EpochWalk(manifest, SPLIT, open_plan(manifest, SPLIT, _rules(config)), config.run.seed)
+    manifests = open_manifests(config)
+    walk = open_walk(config, manifests, lambda manifest, rules: open_plan(manifest, SPLIT, rules))
     yield dump_config(config)
-    yield from describe(config, world_size, walk.plans, load_vocabulary(manifest))
+    yield from describe(config, world_size, walk.plans, load_vocabulary(manifests[0]))
     yield "Dry run: nothing was trained."
 
 
@@ -52,16 +52,16 @@ def pretrain(config: Config, stop: StopRequest) -> None:
     run = Path(config.run.directory)
     with together(ranks, lambda: run_directory.lock(run) if ranks.rank == 0 else nullcontext()):
         together(ranks, lambda: add_rank_file(run, ranks.rank))
-        manifest = together(ranks, lambda: load_manifest(Path(config.data.path)))
-        vocabulary = together(ranks, lambda: load_vocabulary(manifest))
+        manifests = together(ranks, lambda: open_manifests(config))
+        vocabulary = together(ranks, lambda: load_vocabulary(manifests[0]))
         ds_config = together(ranks, lambda: load_ds_config(config, ranks.world_size))
-        resume = _resume(config, ranks, run, ds_config, manifest)
+        resume = _resume(config, ranks, run, ds_config, manifests[0])
         if resume is not None and resume.step >= config.run.steps:
             log.info("Nothing to do: %s has all its %d steps (%s).", run, config.run.steps, resume.path)
             return
-        stream = _open_stream(config, ranks, manifest, resume)
+        stream = _open_stream(config, ranks, manifests, resume)
         try:
-            _train(config, ranks, manifest, vocabulary, ds_config, stream, resume, stop)
+            _train(config, ranks, manifests, vocabulary, ds_config, stream, resume, stop)
         finally:
             stream.close()
 
@@ -85,35 +85,42 @@ def _resume(
     return Checkpoint(Path(chosen["path"]), chosen["state"]) if chosen else None
 
 
-def _open_stream(config: Config, ranks: Ranks, manifest: Manifest, resume: Checkpoint | None) -> TrainStream:
-    """Rank 0 makes the packing plan where there is none; all map the same file."""
-    rules, state = _rules(config), resume.state["data"] if resume else None
-    wanted = state.get("plan") if state else None
-    path, digest = on_first_rank(ranks, lambda: store_plan(manifest, SPLIT, rules, Path(config.data.cache), wanted))
-    return together(
-        ranks, lambda: _stream(config, ranks, manifest, load_plan(path, digest, manifest, SPLIT, rules), state)
-    )
+def _open_stream(config: Config, ranks: Ranks, manifests: list[Manifest], resume: Checkpoint | None) -> TrainStream:
+    """Rank 0 makes the packing plans where there are none; all map the same files."""
+    needed = needed_plans(config, manifests)
+    wanted = resume.state["data"].get("plan") if resume else None
+
+    def store() -> list[tuple[str, str]]:
+        cache = Path(config.data.cache)
+        return [store_plan(manifest, SPLIT, rules, cache, wanted) for manifest, rules in needed]
+
+    stored = on_first_rank(ranks, store)
+    places = {(manifest.identity, rules): place for (manifest, rules), place in zip(needed, stored, strict=True)}
+
+    def plan_of(manifest: Manifest, rules: PackingRules) -> RowPlan:
+        path, digest = places[manifest.identity, rules]
+        return load_plan(path, digest, manifest, SPLIT, rules)
+
+    def open_it() -> TrainStream:
+        walk, batch = open_walk(config, manifests, plan_of), config.batch
+        share = Share(ranks.rank, ranks.world_size, batch.micro_batch_size, batch.global_batch_size)
+        return TrainStream(walk, share, _cursor(config, walk, resume), resume.step if resume else 0)
+
+    return together(ranks, open_it)
 
 
-def _stream(
-    config: Config, ranks: Ranks, manifest: Manifest, plan: RowPlan, state: dict[str, Any] | None
-) -> TrainStream:
-    walk = EpochWalk(manifest, SPLIT, plan, config.run.seed, repeat=config.data.when_exhausted == "repeat")
-    cursor = walk.resume(state, grown=config.data.continue_grown) if state else Cursor(0, 0)
-    batch = config.batch
-    return TrainStream(
-        walk, Share(ranks.rank, ranks.world_size, batch.micro_batch_size, batch.global_batch_size), cursor
-    )
-
-
-def _rules(config: Config) -> PackingRules:
-    return PackingRules(config.data.sequence_length, config.data.piece_length, config.data.piece_overlap)
+def _cursor(config: Config, walk: EpochWalk | MixtureWalk, resume: Checkpoint | None) -> Cursor:
+    if resume is None:
+        return walk.start
+    if isinstance(walk, EpochWalk):
+        return walk.resume(resume.state["data"], grown=config.data.continue_grown)
+    return walk.resume(resume.state["data"])
 
 
 def _train(
     config: Config,
     ranks: Ranks,
-    manifest: Manifest,
+    manifests: list[Manifest],
     vocabulary: Vocabulary,
     ds_config: dict[str, Any],
     stream: TrainStream,
@@ -132,7 +139,7 @@ def _train(
     if resume:
         together(ranks, lambda: load_weights(module, resume.path))
     engine = Engine(module, config, ds_config, ranks)
-    position = Position()
+    position = Position(cursor=stream.cursor)
     if resume:
         tables = together(ranks, lambda: {table: read_table(resume.path, table) for table in ("model", *MOMENTS)})
         engine.load_state(tables, resume.state["updates"])
@@ -140,8 +147,8 @@ def _train(
         log.info("Going on from %s (step %d, %s tokens seen).", resume.path, resume.step, f"{position.tokens_seen:,}")
     writers = together(ranks, lambda: _writers(config, position.step) if ranks.rank == 0 else None)
     recorder = Recorder(ranks, module.heads, module.weights(), writers)
-    held_out = together(ranks, lambda: open_held_out(manifest, config, ranks))
-    Training(config, ranks, held_out, engine, stream, recorder, position).run_to_end(stop)
+    held_out = together(ranks, lambda: [open_held_out(manifest, config, ranks) for manifest in manifests])
+    Training(config, ranks, [rows for rows in held_out if rows], engine, stream, recorder, position).run_to_end(stop)
 
 
 def _writers(config: Config, resume_step: int) -> Writers:

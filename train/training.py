@@ -63,7 +63,7 @@ class Training:
 
     config: Config
     ranks: Ranks
-    held_out: HeldOutRows | None
+    held_out: list[HeldOutRows]  # of each data set that has some
     engine: Engine
     stream: TrainStream
     recorder: Recorder
@@ -79,17 +79,13 @@ class Training:
         began, first_step = time.perf_counter(), position.step
         if first_step == 0:
             self.save()  # proves the disk before the first hour is spent; from here on a missing checkpoint is an error
+        self.saved_step = first_step
         self.recorder.go_on()
-        while position.step < config.run.steps:
-            try:
-                went_on = self.step(stop)
-            except StopIteration:
-                self._end_early()
-                break
-            if not went_on:
+        while not self._is_over():
+            if not self.step(stop):
                 self.save()
                 raise StoppedError.agreed(f"stopped at step {position.step}; the same command goes on from there")
-            last = position.step == config.run.steps
+            last = self._is_over()
             if last or position.step % config.validation.interval_steps == 0:
                 self.validate()
             if last or position.step % config.checkpoint.interval_steps == 0:
@@ -101,7 +97,7 @@ class Training:
     def step(self, stop: StopRequest) -> bool:
         """One optimizer step; False, and nothing done, when any rank was asked to stop.
 
-        Raises StopIteration where the data are at their end, DataError where too many rows are damaged.
+        Raises DataError where too many rows are damaged.
         """
         waited = time.perf_counter()
         batches, cursor = next(self.stream)
@@ -131,7 +127,7 @@ class Training:
 
     def validate(self) -> None:
         """Measure on held-out documents; the record of this step carries the result."""
-        if self.held_out is None:
+        if not self.held_out:
             return
         self.recorder.pause()
         record = validate(self.engine, self.held_out, self.ranks)
@@ -198,13 +194,10 @@ class Training:
                 "them; restore the shards, and the same command goes on"
             )
 
-    def _end_early(self) -> None:
-        log.info(
-            "The data are at their end (data.when_exhausted is stop): the run ends at step %d.", self.position.step
-        )
-        if self.position.step != self.saved_step:
-            self.validate()
-            self.save()
+    def _is_over(self) -> bool:
+        """Whether the last step is done, or the data are at their end: the same on every rank."""
+        position = self.position
+        return position.step >= self.config.run.steps or self.stream.is_over(position.cursor, position.step)
 
     def _refuse_to_skip_for_ever(self) -> None:
         if self.position.skipped_in_a_row >= _MAX_SKIPPED_IN_A_ROW:
@@ -215,6 +208,8 @@ class Training:
             )
 
     def _finish(self, seconds: float, steps: int) -> None:
+        if self.position.step < self.config.run.steps:
+            log.info("The data are at their end, and data.when_exhausted is stop.")
         log.info(
             "Done: %d steps in %s, %s tokens seen in all, loss %.4f. Curves: tensorboard --logdir %s/tensorboard",
             steps,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 
 from data_pipeline.manifest import Manifest
 from train.config import Config
 from train.data.held_out import HeldOutRows
-from train.data.packing import PackingRules
 from train.distributed import Ranks
 from train.engine import Engine
 from train.monitor.recorder import Record, head_metrics, summed, total_loss
+from train.training_data import packing_rules
 
 SPLIT = "validation"
 
@@ -19,12 +21,11 @@ def open_held_out(manifest: Manifest, config: Config, ranks: Ranks) -> HeldOutRo
     """The rows of this rank, planned once; None where the data set was built without held-out documents."""
     if SPLIT not in manifest.splits or not manifest.splits[SPLIT].documents:
         return None
-    rules = PackingRules(config.data.sequence_length, config.data.piece_length, config.data.piece_overlap)
     micro, most = config.batch.micro_batch_size, config.validation.max_rows
-    return HeldOutRows(manifest, SPLIT, rules, micro, ranks.rank, ranks.world_size, most)
+    return HeldOutRows(manifest, SPLIT, packing_rules(config), micro, ranks.rank, ranks.world_size, most)
 
 
-def validate(engine: Engine, held_out: HeldOutRows, ranks: Ranks) -> Record:
+def validate(engine: Engine, held_out: list[HeldOutRows], ranks: Ranks) -> Record:
     """Loss and accuracy of each head over the held-out rows, under "validation_...".
 
     The numbers do not depend on the number of ranks: a global sum over a global count.
@@ -33,7 +34,7 @@ def validate(engine: Engine, held_out: HeldOutRows, ranks: Ranks) -> Record:
     targets_H = np.zeros(len(objective.heads), dtype=np.int64)
     sums = []
     engine.eval()
-    for batch in held_out:
+    for batch in chain.from_iterable(held_out):
         targets_H += objective.target_counts(batch.lengths_D)
         sums.append(engine.evaluate(batch.to(ranks.device)))
     engine.train()

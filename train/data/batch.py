@@ -5,6 +5,7 @@ Legend: T tokens, D documents (pieces with their [CLS] and [SEP]), M rows of the
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from train.data.order import FILLER_ROW
 from train.data.packing import SPECIALS_PER_PIECE, RowPlan
 from train.data.reader import BlockArrays, ShardReader
 
+_MANY_PIECES = 4  # of a row
 _Type = TypeVar("_Type", bound=np.generic)
 
 
@@ -162,11 +164,43 @@ def _gather(
     blocks_M: list[BlockArrays | None], layout: _Layout, token_dtype: np.dtype[np.generic]
 ) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.bool_]]:
     """Ids and word starts (T) of all ordinary tokens; what stands at [CLS] and [SEP] is left to the caller."""
-    tokens = int(layout.bounds_D1[-1])
-    source_T = np.arange(tokens) + np.repeat(layout.start_D - 1 - layout.bounds_D1[:-1], layout.lengths_D)
+    ids_T = np.zeros(int(layout.bounds_D1[-1]), dtype=token_dtype)
+    word_starts_T = np.zeros(len(ids_T), dtype=np.bool_)
+    copy = _copy_pieces if len(layout.slot_D) < _MANY_PIECES * len(blocks_M) else _copy_tokens
+    copy(blocks_M, layout, ids_T, word_starts_T)
+    return ids_T, word_starts_T
+
+
+def _copy_pieces(
+    blocks_M: list[BlockArrays | None],
+    layout: _Layout,
+    ids_T: npt.NDArray[np.generic],
+    word_starts_T: npt.NDArray[np.bool_],
+) -> None:
+    """Piece by piece: the faster way where pieces are long."""
+    starts_T = word_starts_T.view(np.uint8)
+    bounds_D1 = layout.bounds_D1.tolist()
+    pieces = zip(layout.slot_D.tolist(), layout.start_D.tolist(), pairwise(bounds_D1), strict=True)
+    for slot, start, (before, after) in pieces:
+        block = blocks_M[slot]
+        if block is not None:
+            first, end = before + 1, after - 1
+            stop = start + end - first
+            ids_T[first:end] = block.ids_T[start:stop]
+            bits = np.unpackbits(block.word_bits[start >> 3 : (stop + 7) >> 3], bitorder="little")
+            starts_T[first:end] = bits[start & 7 : (start & 7) + stop - start]
+
+
+def _copy_tokens(
+    blocks_M: list[BlockArrays | None],
+    layout: _Layout,
+    ids_T: npt.NDArray[np.generic],
+    word_starts_T: npt.NDArray[np.bool_],
+) -> None:
+    """Row by row, by the place of each token: the faster way where a row has many short pieces."""
+    source_T = np.arange(len(ids_T)) + np.repeat(layout.start_D - 1 - layout.bounds_D1[:-1], layout.lengths_D)
     byte_T = source_T >> 3
-    ids_T = np.zeros(tokens, dtype=token_dtype)
-    bits_T = np.zeros(tokens, dtype=np.uint8)
+    bits_T = np.zeros(len(ids_T), dtype=np.uint8)
     bound_M1 = layout.row_bounds_M1.tolist()
     for slot, block in enumerate(blocks_M):
         if block is not None:
@@ -174,8 +208,7 @@ def _gather(
             # "clip" only concerns [CLS] and [SEP], whose source lies one token before and after the piece.
             block.ids_T.take(source_T[span], mode="clip", out=ids_T[span])
             block.word_bits.take(byte_T[span], mode="clip", out=bits_T[span])
-    word_starts_T = (bits_T >> (source_T & 7).astype(np.uint8)) & 1
-    return ids_T, word_starts_T.astype(np.bool_)
+    np.bitwise_and(bits_T >> (source_T & 7).astype(np.uint8), 1, out=word_starts_T.view(np.uint8))
 
 
 def _bounds(counts_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

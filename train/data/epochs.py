@@ -4,66 +4,91 @@ The cursor alone says where to go on: nothing is replayed, at 90 % of ten millio
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import xxhash
 
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import Manifest
 from train.data.batch import Batch, make_batch
-from train.data.order import ORDER_VERSION, Cursor, EpochOrder, Share, advance, epoch_order
+from train.data.order import ORDER_VERSION, Cursor, EpochOrder, Indices, Share, advance, epoch_order
 from train.data.packing import RowPlan
 from train.data.reader import ShardReader
 from train.data.splits import find_split
 from train.monitor.logs import log
+
+_STEPS_AT_ONCE = 16
 
 
 class EpochWalk:
     """The rows of one split in the order of their epochs."""
 
     def __init__(self, manifest: Manifest, split: str, plan: RowPlan, seed: int, *, repeat: bool = True) -> None:
-        """Name what the plan could not read. Raises UserError for an unknown or empty split."""
+        """Open nothing yet. Raises UserError for an unknown or empty split."""
         self.plan = plan
         self.reader = ShardReader(manifest, split, plan)
         if not plan.rows:
             raise UserError(f"split {split!r} of {manifest.directory} holds no documents; build it from more text")
-        for block, reason in plan.unread:
-            self.reader.name_damage(block, f"{self.reader.place(block)}: {reason}; restore the shard from a copy")
+        self.identity = manifest.identity
+        self.special_ids = manifest.special_ids
+        self.start = Cursor(0, 0)
         self._manifest = manifest
         self._checksums = [block.checksum for shard in find_split(manifest, split).shards for block in shard.blocks]
         self._seed = seed
         self._repeat = repeat
         self._order: tuple[int, int, EpochOrder] | None = None  # of the epoch and the blocks asked for last
+        self._ahead: dict[tuple[Cursor, Share], Indices] = {}
 
     def batches(self, cursor: Cursor, share: Share) -> list[Batch]:
         """This rank's micro-batches of the global batch at `cursor`."""
-        row_ids_AM = self.order(cursor).rows_at(share.positions(cursor.position))
-        ids = self._manifest.special_ids
-        return [make_batch(row_ids_M, self.plan, self.reader, ids, cursor.epoch) for row_ids_M in row_ids_AM]
+        ids = self.special_ids
+        return [
+            make_batch(row_ids_M, self.plan, self.reader, ids, cursor.epoch) for row_ids_M in self._rows(cursor, share)
+        ]
 
     def advance(self, cursor: Cursor, share: Share) -> Cursor:
         """The cursor after the global batch at `cursor`."""
-        return advance(cursor, self.order(cursor).rows, share.global_batch_size)
+        return advance(cursor, self._epoch_rows(cursor), share.global_batch_size)
 
-    def is_over(self, cursor: Cursor) -> bool:
+    def at(self, cursor: Cursor, step: int) -> Cursor:
+        """The cursor itself: nothing changes at a step."""
+        del step
+        return cursor
+
+    def is_over(self, cursor: Cursor, share: Share) -> bool:
         """Whether no row is left to read, for a walk that does not repeat."""
+        del share
         return cursor.epoch > 0 and not self._repeat
 
     def order(self, cursor: Cursor) -> EpochOrder:
         """The order of the cursor's epoch."""
-        if self._order is None or self._order[:2] != (cursor.epoch, cursor.blocks):
+        found = self._order  # once: the prefetch thread and the main thread may ask for two epochs at a time
+        if found is None or found[:2] != (cursor.epoch, cursor.blocks):
             rows_B = self.plan.rows_B[: self._blocks(cursor)]
-            self._order = cursor.epoch, cursor.blocks, epoch_order(rows_B, self._seed, cursor.epoch)
-        return self._order[2]
+            self._order = found = cursor.epoch, cursor.blocks, epoch_order(rows_B, self._seed, cursor.epoch)
+        return found[2]
 
     @property
     def plans(self) -> list[tuple[str, float, RowPlan]]:
         """(name, share of all rows read, plan) of each data set."""
         return [("The training split", 1.0, self.plan)]
 
+    def _rows(self, cursor: Cursor, share: Share) -> Indices:
+        """Row ids [A, M] of this rank; those of a few steps are made at once, as many small arrays cost more time."""
+        size = share.global_batch_size
+        if (cursor, share) not in self._ahead:
+            starts = range(cursor.position, cursor.position + size * _STEPS_AT_ONCE, size)
+            position_SAM = np.stack([share.positions(start) for start in starts])
+            row_ids_SAM = self.order(cursor).rows_at(position_SAM)
+            cursors = (replace(cursor, position=start) for start in starts)
+            self._ahead = {(at, share): row_ids_AM for at, row_ids_AM in zip(cursors, row_ids_SAM, strict=True)}
+        return self._ahead[cursor, share]
+
     def progress(self, cursor: Cursor) -> dict[str, float]:
         """Epochs done, for the metrics."""
-        return {"epoch": cursor.epoch + cursor.position / self.order(cursor).rows}
+        return {"epoch": cursor.epoch + cursor.position / self._epoch_rows(cursor)}
 
     def state(self, cursor: Cursor) -> dict[str, Any]:
         """What a checkpoint keeps to go on at `cursor`: the same on every rank, under 300 bytes as canonical JSON.
@@ -103,7 +128,7 @@ class EpochWalk:
             log.warning(
                 "The data set has %s rows where it had %s: epoch %d goes on over the old ones, the next takes in all.",
                 f"{self.plan.rows:,}",
-                f"{self.order(cursor).rows:,}",
+                f"{self._epoch_rows(cursor):,}",
                 cursor.epoch,
             )
         return cursor
@@ -131,6 +156,9 @@ class EpochWalk:
 
     def _blocks(self, cursor: Cursor) -> int:
         return cursor.blocks or len(self._checksums)
+
+    def _epoch_rows(self, cursor: Cursor) -> int:
+        return int(self.plan.last_row_B[self._blocks(cursor) - 1])
 
     def _content(self, blocks: int) -> str:
         return xxhash.xxh3_64_hexdigest("".join(self._checksums[:blocks]).encode())

@@ -39,6 +39,7 @@ class Cursor:
     epoch: int
     position: int
     blocks: int = 0  # the epoch goes over the first so many blocks alone; 0: over all
+    begun: tuple[int, ...] = ()  # of a mixture, whose `epoch` is the number of its stage: see mixture.py
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,20 +41,20 @@ class ShardReader:
     """The blocks of one split by number. Several processes that read one data set share its pages in memory."""
 
     def __init__(self, manifest: Manifest, split: str, plan: RowPlan | None = None) -> None:
-        """Open nothing yet; a block whose documents are not those of `plan` counts as damaged.
+        """Open nothing yet, but say what `plan` could not read; a block of other documents than it has is damaged.
 
         Raises UserError for a split that the data set has not.
         """
         self.token_dtype = np.dtype(manifest.token_dtype)
         self._plan = plan
-        self._entries = [
-            (manifest.directory / shard.name, entry)
-            for shard in find_split(manifest, split).shards
-            for entry in shard.blocks
-        ]
+        shards = find_split(manifest, split).shards
+        self._paths = [manifest.directory / shard.name for shard in shards]
+        self._entries = [(number, entry) for number, shard in enumerate(shards) for entry in shard.blocks]
         self._verified = bytearray(len(self._entries))
         self._named: set[int] = set()  # damaged blocks that the log knows
-        self._open_shard = functools.lru_cache(_OPEN_SHARDS)(_open_shard)
+        for number, reason in plan.unread if plan else ():
+            self._name_damage(number, f"{self._place(number)}: {reason}; restore the shard from a copy")
+        self._open_shard = functools.lru_cache(_OPEN_SHARDS)(lambda number: _open_shard(self._paths[number]))
 
     @property
     def blocks(self) -> int:
@@ -69,32 +69,32 @@ class ShardReader:
         try:
             return self.block(number)
         except DataError as error:
-            self.name_damage(number, str(error))
+            self._name_damage(number, str(error))
             return None
 
-    def name_damage(self, number: int, words: str) -> None:
+    def _name_damage(self, number: int, words: str) -> None:
         """Say in the log what is wrong with a block, once."""
         if number not in self._named:
             self._named.add(number)
             log.warning("%s; its rows are left out until then.", words)
 
-    def place(self, number: int) -> str:
+    def _place(self, number: int) -> str:
         """The shard and the block in words."""
-        return f"{self._entries[number][0]}, block {number:09d}"
+        return f"{self._paths[self._entries[number][0]]}, block {number:09d}"
 
     def block(self, number: int) -> BlockArrays:
         """The arrays of a block. Raises DataError naming shard, block and reason where it is damaged or missing."""
-        path, entry = self._entries[number]
+        shard_number, entry = self._entries[number]
         try:
             if not self._verified[number]:
-                self._verify(number, path, entry)
-            shard = self._open_shard(path)
+                self._verify(number, self._paths[shard_number], entry)
+            shard = self._open_shard(shard_number)
             arrays = shard.blocks.get(number)
             if arrays is None:
                 arrays = shard.blocks[number] = self._view(shard.memory, entry)
         except (OSError, DataError) as error:
             reason = (error.strerror or error) if isinstance(error, OSError) else error
-            message = f"{self.place(number)}: {reason}; restore the shard from a copy or build the data set again"
+            message = f"{self._place(number)}: {reason}; restore the shard from a copy or build the data set again"
             raise DataError(message) from error
         return arrays
 

@@ -22,7 +22,10 @@ class Walk(Protocol):
     def advance(self, cursor: Cursor, share: Share) -> Cursor:
         """The cursor after the global batch at `cursor`."""
 
-    def is_over(self, cursor: Cursor) -> bool:
+    def at(self, cursor: Cursor, step: int) -> Cursor:
+        """The cursor at the beginning of optimizer step `step`, where a schedule may change what is read."""
+
+    def is_over(self, cursor: Cursor, share: Share) -> bool:
         """Whether no global batch is left."""
 
     def state(self, cursor: Cursor) -> dict[str, Any]:
@@ -46,11 +49,12 @@ class TrainStream:
     chosen its device. What was prepared and not consumed is lost without harm: the cursor alone says where to go on.
     """
 
-    def __init__(self, walk: Walk, share: Share, cursor: Cursor) -> None:
-        """Begin at `cursor`."""
+    def __init__(self, walk: Walk, share: Share, cursor: Cursor, step: int = 0) -> None:
+        """Begin at `cursor`, before optimizer step `step` (counted from 0)."""
         self.walk = walk
         self._share = share
         self.cursor = cursor  # where it began
+        self._step = step
         self._device = torch.cuda.current_device() if torch.cuda.is_available() else None
         self._free_slots = threading.Semaphore(_STEPS_AHEAD)
         self._ready: queue.SimpleQueue[Step | BaseException] = queue.SimpleQueue()
@@ -73,6 +77,10 @@ class TrainStream:
         self._free_slots.release()
         return step
 
+    def is_over(self, cursor: Cursor, step: int) -> bool:
+        """Whether nothing is left to read at `cursor`, before optimizer step `step`."""
+        return self.walk.is_over(self.walk.at(cursor, step), self._share)
+
     def close(self) -> None:
         """Stop the prefetch thread and wait for it: at most the time of one step."""
         self._closed = True
@@ -86,9 +94,11 @@ class TrainStream:
                 torch.cuda.set_device(self._device)  # a new thread begins on device 0, whatever the rank's device is
             cursor = self.cursor
             while self._free_slots.acquire() and not self._closed:
-                if self.walk.is_over(cursor):
+                if self.is_over(cursor, self._step):
                     self._ready.put(StopIteration())
                     return
+                cursor = self.walk.at(cursor, self._step)
+                self._step += 1
                 batches = self.walk.batches(cursor, self._share)
                 cursor = self.walk.advance(cursor, self._share)
                 self._ready.put((batches, cursor))

@@ -28,6 +28,13 @@ class Documents:
         index_T = np.repeat(np.arange(len(lengths_D)), lengths_D)
         return cls(lengths_D, upload(bounds_D1.astype(np.int32), device), upload(index_T, device))
 
+    @classmethod
+    def bounded(cls, lengths_D: np.ndarray, cu_seqlens_D1: torch.Tensor) -> Documents:
+        """The same from bounds that are on the device already: nothing is uploaded."""
+        number_D = torch.arange(len(lengths_D), device=cu_seqlens_D1.device)
+        index_T = torch.repeat_interleave(number_D, cu_seqlens_D1.diff(), output_size=int(lengths_D.sum()))
+        return cls(lengths_D, cu_seqlens_D1, index_T)
+
     @property
     def tokens(self) -> int:
         return int(self.lengths_D.sum())

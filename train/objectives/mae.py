@@ -54,7 +54,7 @@ class MaskedAutoencoder(Objective):
     def split(self, batch: Batch) -> Split:
         """Drop a uniformly random exact share of each document's ordinary tokens."""
         device = batch.ids_T.device
-        documents = Documents.of(batch.lengths_D, device)
+        documents = Documents.bounded(batch.lengths_D, batch.cu_seqlens_D1)
         counts_D = exact_counts(documents.lengths_D - 2, self.settings.drop_ratio)
         words_T = self.chance.words(DROP, batch, documents)
         dropped_N = choose(words_T, ordinary(documents), documents, counts_D)

@@ -22,7 +22,7 @@ class MaskedLanguageModel(Objective):
         return np.array([exact_counts(lengths_D - 2, self.settings.mask_ratio).sum()])
 
     def forward(self, batch: Batch) -> HeadSums:
-        documents = Documents.of(batch.lengths_D, batch.ids_T.device)
+        documents = Documents.bounded(batch.lengths_D, batch.cu_seqlens_D1)
         counts_D = exact_counts(documents.lengths_D - 2, self.settings.mask_ratio)
         words_T = self.chance.words(SELECT, batch, documents)
         targets_N = choose(words_T, ordinary(documents), documents, counts_D)

@@ -135,7 +135,7 @@ WHOLE_FILE_MISTAKES = {
     "- 1": "run.yaml: [1] is not a mapping; a configuration is sections such as run:, data: and model:",
     "run: {seed: 1}": "run.yaml: data.path is missing: set it in the file or as data.path=VALUE on the command line",
     "data: {}": "run.yaml: data.path is missing: set it in the file or as data.path=VALUE on the command line",
-    "data: {pth: x}": "run.yaml: unknown key data.pth (did you mean path?) (and 1 more)",
+    "data: {pth: x}": "run.yaml: unknown key data.pth (did you mean path?)",
 }
 
 
@@ -156,7 +156,7 @@ OVERRIDE_MISTAKES = {
     "optimizer.learning_rate=fast": "optimizer.learning_rate: 'fast' is not a number",
     "optimizer.betas=[0.9]": "optimizer.betas: [0.9] is not a list of two numbers",
     "run={seed: x}": "run.seed: 'x' is not a whole number",
-    "data.path=": "data.path: null is not text (put it in quotes)",
+    "data.path=3": "data.path: 3 is not text (put it in quotes)",
     "data.path=[": "'data.path=[': line 1: not valid YAML (expected the node content, but found '<stream end>')",
 }
 
@@ -373,3 +373,51 @@ def test_differences_refuse_a_section_that_does_not_exist():
     config = Config(data=Data(path="x"))
     with pytest.raises(KeyError):
         differences(config, config, ["modle"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Mixtures and schedules
+
+MIXTURE = "data: {sources: [{name: en, path: a, weight: 2.0}, {name: zh, path: b, weight: 1.0}]}\n"
+
+
+def test_a_mixture_is_read_and_written_back_equal(load):
+    """Reference: the fields one by one."""
+    changes = ["data.weights_at=[{step: 10, weights: [1, 1]}]", "data.sequence_length_at=[{step: 20, length: 512}]"]
+    config = load(MIXTURE, "data.sequence_length=128", *changes)
+    assert [(source.name, source.path, source.weight) for source in config.data.sources] == [
+        ("en", "a", 2.0),
+        ("zh", "b", 1.0),
+    ]
+    assert (config.data.weights_at[0].step, config.data.weights_at[0].weights) == (10, (1.0, 1.0))
+    assert (config.data.sequence_length_at[0].step, config.data.sequence_length_at[0].length) == (20, 512)
+    assert load(dump_config(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "fault"),
+    [
+        ("data.path=x", "data.path x and data.sources are both given"),
+        ("data.sources=[{name: a, path: x, weight: 1}, {name: a, path: y, weight: 1}]", "the same name among a, a"),
+        ("data.sources=x", "data.sources: 'x' is not a list"),
+        ("data.weights_at=[{step: 5, weights: [1]}]", "1 weights at step 5 for 2 data.sources"),
+        ("data.sequence_length_at=[{step: 9, length: 64}, {step: 9, length: 32}]", "the steps 9, 9 do not rise"),
+        ("data.sequence_length_at=[{step: 9, length: 1024}]", "length 1024 is above model.encoder.max_position"),
+        ("data.continue_grown=true", "data.continue_grown works neither with data.sources"),
+        ("data.piece_length=511", "data.piece_length 511 does not fit into data.sequence_length 512"),
+        ("data.piece_overlap=510", "data.piece_overlap 510 leaves nothing new in a piece of 510 tokens"),
+    ],
+)
+def test_a_mixture_that_cannot_work_is_one_line(load, override, fault):
+    """Reference: the sentences a user should read."""
+    message = message_of(load, MIXTURE, override)
+    assert fault in message
+    assert "\n" not in message
+
+
+def test_rows_that_follow_the_length_must_divide(load):
+    """Reference: 8 rows of 128 tokens are 2 of 512, and no whole number of 384 / 128 = 3 rows."""
+    words = ["data.sequence_length=128", "batch.same_tokens_per_step=true", "batch.micro_batch_size=8"]
+    assert load(DATA, *words, "data.sequence_length_at=[{step: 5, length: 512}]").batch.same_tokens_per_step
+    message = message_of(load, DATA, *words, "data.sequence_length_at=[{step: 5, length: 384}]")
+    assert "batch.micro_batch_size 8 divisible by the ratio" in message

@@ -44,13 +44,13 @@ def assert_equal_documents(batch: Batch, expected: list[tuple[int, int, list[int
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "uint32"])
-@pytest.mark.parametrize("sequence_length", [3, 17, 128])
+@pytest.mark.parametrize("sequence_length", [3, 17, 128, 1024])  # few pieces a row, and many
 def test_a_batch_equals_gathering_token_by_token(
     make_data_set: Callable, stored_documents: Callable, sequence_length: int, dtype: str
 ) -> None:
     """Reference: a loop over documents that the tarfile module read, at random rows with fillers among them."""
     rng = np.random.default_rng(3)
-    shards = [[rng.integers(1, 90, size=size).tolist() for size in sizes] for sizes in [(12, 1), (20,)]]
+    shards = [[rng.integers(1, 90, size=size).tolist() for size in sizes] for sizes in [(12, 1), (60,)]]
     manifest = make_data_set(shards, dtype=dtype)
     plan, reader = plan_rows(manifest, "train", PackingRules(sequence_length)), ShardReader(manifest, "train")
     stored = stored_documents(manifest, "train")
