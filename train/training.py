@@ -21,7 +21,7 @@ from train.data.damage import is_too_much
 from train.data.held_out import HeldOutRows
 from train.data.order import Cursor
 from train.data.stream import TrainStream
-from train.distributed import Ranks, on_first_rank
+from train.distributed import Ranks, on_first_rank, together
 from train.engine import Engine
 from train.errors import DataError, NonFiniteError, StoppedError
 from train.monitor.logs import log
@@ -188,10 +188,15 @@ class Training:
         seen, lost = self.position.rows_seen + rows, self.position.damaged_rows + damaged
         if damaged and is_too_much(lost, seen, self.config.data.max_damaged_share):
             self.save()
-            raise DataError.agreed(
-                f"{lost:,} of {seen:,} rows are in blocks that are damaged or missing, above data.max_damaged_share "
-                f"{self.config.data.max_damaged_share}: the logs of the ranks in {self.config.run.directory} name "
-                "them; restore the shards, and the same command goes on"
+            together(self.ranks, lambda: self._name_damage(f"{lost:,} of {seen:,} rows"))
+
+    def _name_damage(self, rows: str) -> None:
+        """Raise the DataError on a rank that met damage; the other ranks hear of it."""
+        if self.stream.walk.damage:
+            share, logs = self.config.data.max_damaged_share, f"{self.config.run.directory}/log-rank*.txt"
+            raise DataError(
+                f"{rows} are in damaged blocks, above data.max_damaged_share {share} ({logs} name all), the first: "
+                f"{self.stream.walk.damage[0]}; then the same command goes on"
             )
 
     def _is_over(self) -> bool:

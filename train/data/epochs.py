@@ -79,12 +79,18 @@ class EpochWalk:
         """Row ids [A, M] of this rank; those of a few steps are made at once, as many small arrays cost more time."""
         size = share.global_batch_size
         if (cursor, share) not in self._ahead:
-            starts = range(cursor.position, cursor.position + size * _STEPS_AT_ONCE, size)
+            steps = _STEPS_AT_ONCE if self._ahead else 1  # the first batch of all comes at once
+            starts = range(cursor.position, cursor.position + size * steps, size)
             position_SAM = np.stack([share.positions(start) for start in starts])
             row_ids_SAM = self.order(cursor).rows_at(position_SAM)
             cursors = (replace(cursor, position=start) for start in starts)
             self._ahead = {(at, share): row_ids_AM for at, row_ids_AM in zip(cursors, row_ids_SAM, strict=True)}
         return self._ahead[cursor, share]
+
+    @property
+    def damage(self) -> list[str]:
+        """What was wrong with the damaged blocks that this rank met so far."""
+        return list(self.reader.damage.values())
 
     def progress(self, cursor: Cursor) -> dict[str, float]:
         """Epochs done, for the metrics."""

@@ -93,6 +93,11 @@ class MixtureWalk:
             (f"Source {name} ({weight / total:.1%})", weight / total, source.plan) for name, weight, source in named
         ]
 
+    @property
+    def damage(self) -> list[str]:
+        """What was wrong with the damaged blocks that this rank met so far."""
+        return [words for stage in self._stages for source in stage.sources_K for words in source.damage]
+
     def progress(self, cursor: Cursor) -> dict[str, float]:
         """Epochs done of each source, for the metrics."""
         named = zip(self._names_K, self._read(cursor), self._stages[cursor.epoch].sources_K, strict=True)

@@ -51,7 +51,8 @@ class ShardReader:
         self._paths = [manifest.directory / shard.name for shard in shards]
         self._entries = [(number, entry) for number, shard in enumerate(shards) for entry in shard.blocks]
         self._verified = bytearray(len(self._entries))
-        self._named: set[int] = set()  # damaged blocks that the log knows
+        self._space = bytearray()  # for the block that is verified: new memory would cost more than the checksum
+        self.damage: dict[int, str] = {}  # what was wrong with a block, as the log was told
         for number, reason in plan.unread if plan else ():
             self._name_damage(number, f"{self._place(number)}: {reason}; restore the shard from a copy")
         self._open_shard = functools.lru_cache(_OPEN_SHARDS)(lambda number: _open_shard(self._paths[number]))
@@ -74,8 +75,8 @@ class ShardReader:
 
     def _name_damage(self, number: int, words: str) -> None:
         """Say in the log what is wrong with a block, once."""
-        if number not in self._named:
-            self._named.add(number)
+        if number not in self.damage:
+            self.damage[number] = words
             log.warning("%s; its rows are left out until then.", words)
 
     def _place(self, number: int) -> str:
@@ -105,7 +106,9 @@ class ShardReader:
         return BlockArrays(ids_T, word_bits)
 
     def _verify(self, number: int, path: Path, entry: BlockEntry) -> None:
-        buffer = _read(path, entry)
+        if len(self._space) < entry.bytes:
+            self._space = bytearray(entry.bytes)
+        buffer = _read(path, entry, memoryview(self._space)[: entry.bytes])
         found = block_checksum(buffer)
         if found != entry.checksum:
             raise DataError(f"the checksum is {found} where the manifest has {entry.checksum}")
@@ -130,9 +133,8 @@ def _check_plan(plan: RowPlan, number: int, offsets_D1: npt.NDArray[np.int64]) -
         raise DataError("the packing plan was made from other document bounds; remove the file in the folder plans")
 
 
-def _read(path: Path, entry: BlockEntry) -> memoryview:
-    """The bytes of a block. Read and not mapped: a bad sector is an error to name, not a signal that kills."""
-    buffer = memoryview(bytearray(entry.bytes))
+def _read(path: Path, entry: BlockEntry, buffer: memoryview) -> memoryview:
+    """`buffer` with the bytes of a block. Not mapped: a bad sector is an error to name, not a signal that kills."""
     with path.open("rb", buffering=0) as file:
         file.seek(entry.offset)
         position = 0

@@ -35,6 +35,10 @@ class Walk(Protocol):
     def plans(self) -> list[tuple[str, float, RowPlan]]:
         """(name, share of all rows read, plan) of each data set."""
 
+    @property
+    def damage(self) -> list[str]:
+        """What was wrong with the damaged blocks that this rank met so far."""
+
     def progress(self, cursor: Cursor) -> dict[str, float]:
         """Epochs done, for the metrics."""
 
