@@ -37,7 +37,23 @@ setup(
         "fast": ["tokie==0.1.4"],
         # An MPI runtime, where the machine has none of its own.
         "mpi": ["mpich>=5.0"],
-        "test": ["hypothesis>=6.150", "mpich>=5.0", "mypy>=2.0", "pytest>=9.0", "pytest-xdist>=3.8", "ruff>=0.15"],
+        # Data sets in stores: one driver of fsspec for each kind of address.
+        "s3": ["s3fs>=2026.9"],
+        "gs": ["gcsfs>=2026.9"],
+        "https": ["aiohttp>=3.14"],
+        "test": [
+            "aiohttp>=3.14",
+            "flask>=3.1",
+            "flask-cors>=6.0",
+            "hypothesis>=6.150",
+            "moto[s3]>=5.2",
+            "mpich>=5.0",
+            "mypy>=2.0",
+            "pytest>=9.0",
+            "pytest-xdist>=3.8",
+            "ruff>=0.15",
+            "s3fs>=2026.9",
+        ],
     },
     entry_points={"console_scripts": ["bertmae=train.console:main"]},
 )

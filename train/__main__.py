@@ -35,6 +35,14 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument("--dry-run", action="store_true", help="check everything, print what would happen, and end")
     pretrain.set_defaults(command=_pretrain)
 
+    data = commands.add_parser(
+        "data-report", help="what a run will read, and its first rows in words; nothing is written"
+    )
+    data.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    data.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    data.add_argument("--rows", type=int, default=3, metavar="N", help="rows of step 0 to show (3)")
+    data.set_defaults(command=_data_report)
+
     # Everything after `launch` is torchrun's or the command's, dashes included.
     launch = commands.add_parser("launch", prefix_chars="\0", add_help=False, help="torchrun with our exit codes")
     launch.add_argument("arguments", nargs="*", metavar="[torchrun options] pretrain CONFIG.yaml [key.sub=value ...]")
@@ -82,6 +90,19 @@ def _pretrain(options: argparse.Namespace) -> int:
             distributed.finish()
         raise
     distributed.finish()
+    return 0
+
+
+def _data_report(options: argparse.Namespace) -> int:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # or batches would be made in pinned memory, which takes a GPU
+    from train.config_file import load_config
+    from train.data_report import report
+    from train.monitor.logs import start_logging
+
+    config = load_config(options.config, options.overrides)
+    start_logging(0)
+    for line in report(config, options.rows):
+        print(line)
     return 0
 
 

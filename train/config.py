@@ -67,7 +67,8 @@ class Data(Section):
     path: str | None = Field(
         default=None,
         min_length=1,
-        description="Data set directory with its manifest.json, as written by `python -m data_pipeline build`. Either "
+        description="Data set directory with its manifest.json, as written by `python -m data_pipeline build`, or its "
+        "URL in a store: s3:// (extra s3), gs:// (extra gs), https:// (extra https), any that fsspec knows. Either "
         "`path` or `sources` must be given.",
     )
     sources: tuple[Source, ...] = Field(
@@ -132,8 +133,22 @@ class Data(Section):
     cache: str = Field(
         default="~/.cache/bertmae",
         min_length=1,
-        description="Folder for packing plans where the data set's own folder `plans` cannot be written. A plan is "
-        "made by one process, mapped by all, and may be deleted at any time.",
+        description="Folder for packing plans where the data set's own folder `plans` cannot be written, and for what "
+        "was fetched of remote data sets: on a disk of the node, then. A plan is made by one process, mapped by all, "
+        "and may be deleted at any time.",
+    )
+    cache_gigabytes: float = Field(
+        default=50.0,
+        gt=0,
+        description="Most gigabytes (10^9 bytes) of remote blocks that a node keeps in `cache`; the least recently "
+        "used go first. A run reads several times over the blocks of one window, whose size it says at the start.",
+    )
+    store_patience_seconds: float = Field(
+        default=600.0,
+        gt=0,
+        le=1500,
+        description="A store that gives no answer is asked again for so long; then the run ends with a checkpoint and "
+        "exit code 2, and the same command goes on.",
     )
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from data_pipeline.manifest import Manifest
 from train import distributed, run_directory
 from train.checkpoint import Checkpoint, load_weights, read_table, resume_point
 from train.config import Config
 from train.config_file import dump_config
+from train.data.data_set import DataSet
 from train.data.epochs import EpochWalk
 from train.data.mixture import MixtureWalk
 from train.data.order import Cursor, Share
@@ -28,17 +28,31 @@ from train.monitor.metrics import last_step
 from train.monitor.recorder import Recorder, Writers
 from train.objectives import build_objective
 from train.signals import StopRequest
-from train.training_data import SPLIT, needed_plans, open_manifests, open_walk
+from train.training_data import (
+    SPLIT,
+    close_stores,
+    describe_cache,
+    local_folders,
+    local_folders_of_all,
+    needed_plans,
+    open_data_sets,
+    open_walk,
+)
 from train.vocabulary import Vocabulary, load_vocabulary
 
 
 def dry_run(config: Config) -> Iterator[str]:
     """The resolved configuration and what would happen, without training. Raises what the run would raise."""
     _, world_size, _ = distributed.environment()
-    manifests = open_manifests(config)
-    walk = open_walk(config, manifests, lambda manifest, rules: open_plan(manifest, SPLIT, rules))
+    sets = open_data_sets(config, local_folders(config))
+    try:
+        walk = open_walk(config, sets, lambda s, rules: open_plan(s.manifest, SPLIT, rules, s.store))
+    finally:
+        close_stores(sets)
     yield dump_config(config)
-    yield from describe(config, world_size, walk.plans, load_vocabulary(manifests[0]))
+    yield from describe(config, world_size, walk.plans, load_vocabulary(sets[0].manifest))
+    for sentences in describe_cache(config, sets):
+        yield from sentences
     yield "Dry run: nothing was trained."
 
 
@@ -52,29 +66,38 @@ def pretrain(config: Config, stop: StopRequest) -> None:
     run = Path(config.run.directory)
     with together(ranks, lambda: run_directory.lock(run) if ranks.rank == 0 else nullcontext()):
         together(ranks, lambda: add_rank_file(run, ranks.rank))
-        manifests = together(ranks, lambda: open_manifests(config))
-        vocabulary = together(ranks, lambda: load_vocabulary(manifests[0]))
-        ds_config = together(ranks, lambda: load_ds_config(config, ranks.world_size))
-        resume = _resume(config, ranks, run, ds_config, manifests[0])
-        if resume is not None and resume.step >= config.run.steps:
-            log.info("Nothing to do: %s has all its %d steps (%s).", run, config.run.steps, resume.path)
-            return
-        stream = _open_stream(config, ranks, manifests, resume)
+        folders = local_folders_of_all(config, ranks)
+        sets = together(ranks, lambda: open_data_sets(config, folders))
         try:
-            _train(config, ranks, manifests, vocabulary, ds_config, stream, resume, stop)
+            _go_on(config, ranks, sets, stop)
         finally:
-            stream.close()
+            close_stores(sets)
 
 
-def _resume(
-    config: Config, ranks: Ranks, run: Path, ds_config: dict[str, Any], manifest: Manifest
-) -> Checkpoint | None:
+def _go_on(config: Config, ranks: Ranks, sets: list[DataSet], stop: StopRequest) -> None:
+    """From where the run folder says, unless all steps are done."""
+    run = Path(config.run.directory)
+    vocabulary = together(ranks, lambda: load_vocabulary(sets[0].manifest))
+    ds_config = together(ranks, lambda: load_ds_config(config, ranks.world_size))
+    resume = _resume(config, ranks, run, ds_config, sets[0].manifest.tokenizer_folder)
+    if resume is not None and resume.step >= config.run.steps:
+        log.info("Nothing to do: %s has all its %d steps (%s).", run, config.run.steps, resume.path)
+        return
+    stream = _open_stream(config, ranks, sets, resume)
+    try:
+        _train(config, ranks, sets, vocabulary, ds_config, stream, resume, stop)
+    finally:
+        close_stores(sets)  # first: the stream's thread may wait for a store that is away
+        stream.close()
+
+
+def _resume(config: Config, ranks: Ranks, run: Path, ds_config: dict[str, Any], tokenizer: Path) -> Checkpoint | None:
     """Rank 0 decides where the run goes on; every rank hears the same."""
 
     def decide() -> dict[str, Any]:
         found, problems = resume_point(run / "checkpoints", last_step(run / "metrics.jsonl"))
         begun = found is not None
-        changes = run_directory.settle(run, config, ds_config, manifest.tokenizer_folder, begun=begun)
+        changes = run_directory.settle(run, config, ds_config, tokenizer, begun=begun)
         chosen = None if found is None else {"path": str(found.path), "state": found.state}
         return {"chosen": chosen, "sentences": changes + [f"Not used: {problem}." for problem in problems]}
 
@@ -85,24 +108,26 @@ def _resume(
     return Checkpoint(Path(chosen["path"]), chosen["state"]) if chosen else None
 
 
-def _open_stream(config: Config, ranks: Ranks, manifests: list[Manifest], resume: Checkpoint | None) -> TrainStream:
-    """Rank 0 makes the packing plans where there are none; all map the same files."""
-    needed = needed_plans(config, manifests)
+def _open_stream(config: Config, ranks: Ranks, sets: list[DataSet], resume: Checkpoint | None) -> TrainStream:
+    """Rank 0 makes the packing plans where there are none; all ranks that see its files map them."""
+    needed = needed_plans(config, sets)
     wanted = resume.state["data"].get("plan") if resume else None
 
     def store() -> list[tuple[str, str]]:
         cache = Path(config.data.cache)
-        return [store_plan(manifest, SPLIT, rules, cache, wanted) for manifest, rules in needed]
+        return [store_plan(s.manifest, SPLIT, rules, cache, wanted, s.store) for s, rules in needed]
 
     stored = on_first_rank(ranks, store)
-    places = {(manifest.identity, rules): place for (manifest, rules), place in zip(needed, stored, strict=True)}
+    if any(data_set.store for data_set in sets):  # a plan of rank 0 lies on its own node, beside the small files
+        together(ranks, lambda: store() if ranks.local_rank == 0 and ranks.rank else None)
+    places = {(s.manifest.identity, rules): place for (s, rules), place in zip(needed, stored, strict=True)}
 
-    def plan_of(manifest: Manifest, rules: PackingRules) -> RowPlan:
-        path, digest = places[manifest.identity, rules]
-        return load_plan(path, digest, manifest, SPLIT, rules)
+    def plan_of(data_set: DataSet, rules: PackingRules) -> RowPlan:
+        path, digest = places[data_set.manifest.identity, rules]
+        return load_plan(path, digest, data_set.manifest, SPLIT, rules, data_set.store)
 
     def open_it() -> TrainStream:
-        walk, batch = open_walk(config, manifests, plan_of), config.batch
+        walk, batch = open_walk(config, sets, plan_of), config.batch
         share = Share(ranks.rank, ranks.world_size, batch.micro_batch_size, batch.global_batch_size)
         return TrainStream(walk, share, _cursor(config, walk, resume), resume.step if resume else 0)
 
@@ -120,7 +145,7 @@ def _cursor(config: Config, walk: EpochWalk | MixtureWalk, resume: Checkpoint | 
 def _train(
     config: Config,
     ranks: Ranks,
-    manifests: list[Manifest],
+    sets: list[DataSet],
     vocabulary: Vocabulary,
     ds_config: dict[str, Any],
     stream: TrainStream,
@@ -134,6 +159,11 @@ def _train(
 
     for sentence in describe(config, ranks.world_size, stream.walk.plans, vocabulary):
         log.info(sentence)
+    sentences, warnings = describe_cache(config, sets)
+    for sentence in sentences:
+        log.info(sentence)
+    for warning in warnings:
+        log.warning(warning)
     torch.manual_seed(config.run.seed)
     module = build_objective(config, vocabulary)
     if resume:
@@ -147,7 +177,7 @@ def _train(
         log.info("Going on from %s (step %d, %s tokens seen).", resume.path, resume.step, f"{position.tokens_seen:,}")
     writers = together(ranks, lambda: _writers(config, position.step) if ranks.rank == 0 else None)
     recorder = Recorder(ranks, module.heads, module.weights(), writers)
-    held_out = together(ranks, lambda: [open_held_out(manifest, config, ranks) for manifest in manifests])
+    held_out = together(ranks, lambda: [open_held_out(data_set, config, ranks) for data_set in sets])
     Training(config, ranks, [rows for rows in held_out if rows], engine, stream, recorder, position).run_to_end(stop)
 
 

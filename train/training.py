@@ -23,7 +23,7 @@ from train.data.order import Cursor
 from train.data.stream import TrainStream
 from train.distributed import Ranks, on_first_rank, together
 from train.engine import Engine
-from train.errors import DataError, NonFiniteError, StoppedError
+from train.errors import BertmaeError, DataError, NonFiniteError, StoppedError
 from train.monitor.logs import log
 from train.monitor.progress import duration
 from train.monitor.recorder import Recorder, StepSums
@@ -33,6 +33,7 @@ from train.signals import StopRequest
 from train.validation import validate
 
 _MAX_SKIPPED_IN_A_ROW = 20
+_LOOK_FOR_STOP = 1.0  # seconds
 
 
 @dataclass(slots=True)
@@ -97,14 +98,16 @@ class Training:
     def step(self, stop: StopRequest) -> bool:
         """One optimizer step; False, and nothing done, when any rank was asked to stop.
 
-        Raises DataError where too many rows are damaged.
+        Raises DataError where too many rows are damaged, UserError where a store is away for too long.
         """
         waited = time.perf_counter()
-        batches, cursor = next(self.stream)
+        batches, cursor, failure = self._next_batches(stop)
         waited = time.perf_counter() - waited
-        counts = [sum(counts) for counts in zip(*((b.tokens, b.rows, b.damaged_rows) for b in batches), strict=True)]
-        own = [*self._targets(batches), *counts, int(stop.reason is not None)]
-        *targets, tokens, rows, damaged, asked = self.ranks.sum(own)
+        counts = [sum(getattr(batch, name) for batch in batches) for name in ("tokens", "rows", "damaged_rows")]
+        own = [*self._targets(batches), *counts, int(stop.reason is not None), int(failure is not None)]
+        *targets, tokens, rows, damaged, asked, failed = self.ranks.sum(own)
+        if failed:
+            self._end_together(failure)
         if asked:
             return False
         self._refuse_much_damage(rows, damaged)
@@ -124,6 +127,29 @@ class Training:
         self.recorder.add(StepSums(self.position.step, losses_H, hits_H2, tuple(targets), tokens, waited, norm, others))
         self._refuse_to_skip_for_ever()
         return True
+
+    def _next_batches(self, stop: StopRequest) -> tuple[list[Batch], Cursor, BertmaeError | None]:
+        """The next batches and the cursor after them; or none, and why there are none.
+
+        A store may be away for minutes: who asks the run to stop does not wait for it.
+        """
+        try:
+            while not self.stream.is_ready(_LOOK_FOR_STOP):
+                if stop.reason is not None:
+                    return [], self.position.cursor, None
+            return *next(self.stream), None
+        except BertmaeError as error:
+            return [], self.position.cursor, error
+
+    def _end_together(self, failure: BertmaeError | None) -> None:
+        """Save, then raise on all ranks what some rank met."""
+        self.save()
+
+        def end() -> None:
+            if failure is not None:
+                raise failure
+
+        together(self.ranks, end)
 
     def validate(self) -> None:
         """Measure on held-out documents; the record of this step carries the result."""
@@ -157,7 +183,9 @@ class Training:
         return str(save_checkpoint(folder, self.position.step, tables, state, self.config.checkpoint.keep_last))
 
     def _targets(self, batches: list[Batch]) -> list[int]:
-        counts_H = np.sum([self.engine.module.target_counts(batch.lengths_D) for batch in batches], axis=0)
+        counts_H = np.zeros(len(self.recorder.heads), dtype=np.int64)
+        for batch in batches:
+            counts_H += self.engine.module.target_counts(batch.lengths_D)
         return [int(count) for count in counts_H]
 
     def _micro_steps(self, batches: list[Batch], targets: list[int]) -> tuple[torch.Tensor, torch.Tensor]:

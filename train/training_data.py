@@ -2,32 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from data_pipeline.manifest import Manifest, load_manifest
 from train.config import Config
+from train.data.data_set import GIGABYTE, DataSet, open_data_set
 from train.data.epochs import EpochWalk
 from train.data.mixture import MixtureWalk, Stage
 from train.data.packing import PackingRules, RowPlan
-from train.errors import UserError
+from train.data.remote import is_remote, localize
+from train.distributed import Ranks, on_first_rank, together
+from train.errors import DataError, UserError
 
 SPLIT = "train"
+_PATIENCE_AT_START = 60.0  # seconds: a mistyped address should not be waited for
+_OPEN_BLOCKS = 256  # of all stores of a process; each holds a file descriptor, of which there are often 1,024
 
-PlanOf = Callable[[Manifest, PackingRules], RowPlan]
+PlanOf = Callable[[DataSet, PackingRules], RowPlan]
 
 
-def open_manifests(config: Config) -> list[Manifest]:
-    """The manifest of each data set. Raises UserError where their tokenizers differ, DataError for a damaged one."""
-    paths = [config.data.path] if config.data.path else [source.path for source in config.data.sources]
-    manifests = [load_manifest(Path(path)) for path in paths]
-    for manifest in manifests[1:]:
-        if manifest.tokenizer_checksum != manifests[0].tokenizer_checksum:
+def local_folders(config: Config) -> list[str]:
+    """The folder of each data set; of a remote one, its small files are brought to data.cache first.
+
+    Raises what `localize` raises.
+    """
+    cache, patience = _cache(config), min(_PATIENCE_AT_START, config.data.store_patience_seconds)
+    return [str(localize(path, cache, patience=patience)) if is_remote(path) else path for path in _paths(config)]
+
+
+def local_folders_of_all(config: Config, ranks: Ranks) -> list[str]:
+    """`local_folders` on one rank of each node, while the others wait. Raises the same on every rank."""
+    folders = on_first_rank(ranks, lambda: local_folders(config))
+
+    def fetch_for_node() -> None:
+        if ranks.local_rank == 0 and ranks.rank and local_folders(config) != folders:
+            raise DataError(f"{', '.join(_paths(config))}: changed while the run began; give the same command again")
+
+    together(ranks, fetch_for_node)
+    return folders
+
+
+def open_data_sets(config: Config, folders: Sequence[str]) -> list[DataSet]:
+    """Each data set, from its folder. Raises UserError where their tokenizers differ, DataError for a damaged one."""
+    data, paths = config.data, _paths(config)
+    cache_bytes, keep = int(data.cache_gigabytes * GIGABYTE), _OPEN_BLOCKS // len(paths)
+    sets = [
+        open_data_set(path, Path(folder), _cache(config), cache_bytes, data.store_patience_seconds, keep)
+        for path, folder in zip(paths, folders, strict=True)
+    ]
+    for other in sets[1:]:
+        if other.manifest.tokenizer_checksum != sets[0].manifest.tokenizer_checksum:
             raise UserError(
-                f"data.sources: {manifest.directory} was built with another tokenizer than {manifests[0].directory}; "
+                f"data.sources: {other.path} was built with another tokenizer than {sets[0].path}; "
                 "build them with the same"
             )
-    return manifests
+    return sets
+
+
+def close_stores(sets: Sequence[DataSet]) -> None:
+    """Cut off what is being fetched; who waits for a store that is away waits no longer."""
+    for data_set in sets:
+        if data_set.store is not None:
+            data_set.store.close()
+
+
+def describe_cache(config: Config, sets: Sequence[DataSet]) -> tuple[list[str], list[str]]:
+    """Sentences and warnings on the cache of remote blocks; none where every data set is local."""
+    windows = [data_set.window_bytes(SPLIT) for data_set in sets if data_set.store is not None]
+    if not windows:
+        return [], []
+    blocks, size = sum(blocks for blocks, _ in windows), sum(size for _, size in windows) / GIGABYTE
+    cache = config.data.cache_gigabytes
+    sentence = (
+        f"Remote blocks are kept in {config.data.cache}, at most {cache:,g} GB a node; a window of all lanes has "
+        f"{blocks:,} blocks, {size:,.2f} GB."
+    )
+    warning = (
+        f"The cache, {cache:,g} GB, is smaller than a window, {size:,.2f} GB: on few nodes blocks are fetched several "
+        "times; raise data.cache_gigabytes."
+    )
+    return [sentence], [warning] if cache < size else []
 
 
 def packing_rules(config: Config, length: int | None = None) -> PackingRules:
@@ -36,24 +90,32 @@ def packing_rules(config: Config, length: int | None = None) -> PackingRules:
     return PackingRules(length or data.sequence_length, data.piece_length, data.piece_overlap)
 
 
-def needed_plans(config: Config, manifests: list[Manifest]) -> list[tuple[Manifest, PackingRules]]:
+def needed_plans(config: Config, sets: Sequence[DataSet]) -> list[tuple[DataSet, PackingRules]]:
     """Every plan that the run will use: of each data set, for each sequence length."""
-    return [(manifest, packing_rules(config, length)) for length in _lengths(config) for manifest in manifests]
+    return [(data_set, packing_rules(config, length)) for length in _lengths(config) for data_set in sets]
 
 
-def open_walk(config: Config, manifests: list[Manifest], plan_of: PlanOf) -> EpochWalk | MixtureWalk:
+def open_walk(config: Config, sets: Sequence[DataSet], plan_of: PlanOf) -> EpochWalk | MixtureWalk:
     """The walk through one data set, or through several, or through rows whose length changes."""
     repeat, seed = config.data.when_exhausted == "repeat", config.run.seed
+
+    def walk(data_set: DataSet, length: int, *, repeat: bool = True) -> EpochWalk:
+        plan = plan_of(data_set, packing_rules(config, length))
+        return EpochWalk(data_set.manifest, SPLIT, plan, seed, repeat=repeat, store=data_set.store)
+
     if config.data.path and not config.data.sequence_length_at:
-        return EpochWalk(manifests[0], SPLIT, plan_of(manifests[0], packing_rules(config)), seed, repeat=repeat)
+        return walk(sets[0], config.data.sequence_length, repeat=repeat)
     names = [source.name for source in config.data.sources] or ["data"]
-
-    def walks(length: int) -> tuple[EpochWalk, ...]:
-        rules = packing_rules(config, length)
-        return tuple(EpochWalk(manifest, SPLIT, plan_of(manifest, rules), seed) for manifest in manifests)
-
-    by_length = {length: walks(length) for length in _lengths(config)}
+    by_length = {length: tuple(walk(data_set, length) for data_set in sets) for length in _lengths(config)}
     return MixtureWalk([_stage(config, step, by_length) for step in _steps(config)], names, seed, repeat=repeat)
+
+
+def _paths(config: Config) -> list[str]:
+    return [config.data.path] if config.data.path else [source.path for source in config.data.sources]
+
+
+def _cache(config: Config) -> Path:
+    return Path(config.data.cache).expanduser()
 
 
 def _lengths(config: Config) -> list[int]:

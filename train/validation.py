@@ -6,10 +6,10 @@ from itertools import chain
 
 import numpy as np
 
-from data_pipeline.manifest import Manifest
 from train.config import Config
+from train.data.data_set import DataSet
 from train.data.held_out import HeldOutRows
-from train.distributed import Ranks
+from train.distributed import Ranks, together
 from train.engine import Engine
 from train.monitor.recorder import Record, head_metrics, summed, total_loss
 from train.training_data import packing_rules
@@ -17,24 +17,29 @@ from train.training_data import packing_rules
 SPLIT = "validation"
 
 
-def open_held_out(manifest: Manifest, config: Config, ranks: Ranks) -> HeldOutRows | None:
+def open_held_out(data_set: DataSet, config: Config, ranks: Ranks) -> HeldOutRows | None:
     """The rows of this rank, planned once; None where the data set was built without held-out documents."""
+    manifest = data_set.manifest
     if SPLIT not in manifest.splits or not manifest.splits[SPLIT].documents:
         return None
     micro, most = config.batch.micro_batch_size, config.validation.max_rows
-    return HeldOutRows(manifest, SPLIT, packing_rules(config), micro, ranks.rank, ranks.world_size, most)
+    rules, store = packing_rules(config), data_set.store
+    return HeldOutRows(manifest, SPLIT, rules, micro, ranks.rank, ranks.world_size, most, store)
 
 
 def validate(engine: Engine, held_out: list[HeldOutRows], ranks: Ranks) -> Record:
     """Loss and accuracy of each head over the held-out rows, under "validation_...".
 
-    The numbers do not depend on the number of ranks: a global sum over a global count.
+    The numbers do not depend on the number of ranks: a global sum over a global count. Raises UserError on all ranks
+    where a store is away for too long.
     """
     objective = engine.module
     targets_H = np.zeros(len(objective.heads), dtype=np.int64)
     sums = []
+    # Before the model runs: a rank whose store is away must not leave the others in the engine's collectives.
+    batches = together(ranks, lambda: list(chain.from_iterable(held_out)))
     engine.eval()
-    for batch in chain.from_iterable(held_out):
+    for batch in batches:
         targets_H += objective.target_counts(batch.lengths_D)
         sums.append(engine.evaluate(batch.to(ranks.device)))
     engine.train()

@@ -13,9 +13,10 @@ import xxhash
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import Manifest
 from train.data.batch import Batch, make_batch
-from train.data.order import ORDER_VERSION, Cursor, EpochOrder, Indices, Share, advance, epoch_order
+from train.data.order import FILLER_ROW, ORDER_VERSION, Cursor, EpochOrder, Indices, Share, advance, epoch_order
 from train.data.packing import RowPlan
 from train.data.reader import ShardReader
+from train.data.remote import BlockStore
 from train.data.splits import find_split
 from train.monitor.logs import log
 
@@ -25,10 +26,19 @@ _STEPS_AT_ONCE = 16
 class EpochWalk:
     """The rows of one split in the order of their epochs."""
 
-    def __init__(self, manifest: Manifest, split: str, plan: RowPlan, seed: int, *, repeat: bool = True) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        split: str,
+        plan: RowPlan,
+        seed: int,
+        *,
+        repeat: bool = True,
+        store: BlockStore | None = None,
+    ) -> None:
         """Open nothing yet. Raises UserError for an unknown or empty split."""
         self.plan = plan
-        self.reader = ShardReader(manifest, split, plan)
+        self.reader = ShardReader(manifest, split, plan, store)
         if not plan.rows:
             raise UserError(f"split {split!r} of {manifest.directory} holds no documents; build it from more text")
         self.identity = manifest.identity
@@ -47,6 +57,19 @@ class EpochWalk:
         return [
             make_batch(row_ids_M, self.plan, self.reader, ids, cursor.epoch) for row_ids_M in self._rows(cursor, share)
         ]
+
+    def prefetch(self, cursor: Cursor, share: Share) -> None:
+        """Have the blocks of this rank's part of the global batch at `cursor` fetched in the background."""
+        self.prefetch_rows(self.order(cursor).rows_at(share.positions(cursor.position).ravel()))
+
+    def prefetch_rows(self, row_N: Indices) -> None:
+        """Have the blocks of these rows fetched in the background, the first one needed first."""
+        self.reader.prefetch(self.plan.blocks_of(row_N[row_N != FILLER_ROW]))
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether there are blocks to fetch ahead."""
+        return self.reader.is_remote
 
     def advance(self, cursor: Cursor, share: Share) -> Cursor:
         """The cursor after the global batch at `cursor`."""

@@ -7,6 +7,7 @@ from train.data.batch import Batch, make_batch
 from train.data.order import FILLER_ROW, Share
 from train.data.packing import PackingRules, plan_rows
 from train.data.reader import ShardReader
+from train.data.remote import BlockStore
 
 _EPOCH = -1  # of the masks, which are the same every time
 
@@ -27,10 +28,11 @@ class HeldOutRows:
         rank: int,
         world_size: int,
         max_rows: int,
+        store: BlockStore | None = None,
     ) -> None:
         """Plan the rows, which reads no more blocks than needed. Raises UserError for an unknown split."""
-        self._plan = plan_rows(manifest, split, rules, max_rows)
-        self._reader = ShardReader(manifest, split, self._plan)
+        self._plan = plan_rows(manifest, split, rules, max_rows, store)
+        self._reader = ShardReader(manifest, split, self._plan, store)
         self._special_ids = manifest.special_ids
         self.rows = min(self._plan.rows, max_rows)
         round_size = world_size * micro_batch_size
@@ -40,5 +42,6 @@ class HeldOutRows:
         """The batches, the same ones each time; blocks are verified the first time alone."""
         row_ids_AM = self._share.positions(0)
         row_ids_AM[row_ids_AM >= self.rows] = FILLER_ROW
+        self._reader.prefetch(self._plan.blocks_of(row_ids_AM[row_ids_AM != FILLER_ROW]))
         for row_ids_M in row_ids_AM:
             yield make_batch(row_ids_M, self._plan, self._reader, self._special_ids, _EPOCH)

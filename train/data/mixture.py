@@ -70,6 +70,21 @@ class MixtureWalk:
         micro_batches = zip(source_N.reshape(position_AM.shape), number_N.reshape(position_AM.shape), strict=True)
         return [join_rows(list(_read_micro_batch(stage, *drawn)), epoch=0) for drawn in micro_batches]
 
+    def prefetch(self, cursor: Cursor, share: Share) -> None:
+        """Have the blocks of this rank's part of the global batch at `cursor` fetched in the background."""
+        stage = self._stages[cursor.epoch]
+        position_N = shrunk(share, stage.shrink).positions(cursor.position).ravel()
+        source_N, number_N = self._draw(cursor, position_N)
+        for k, source in enumerate(stage.sources_K):
+            if source.is_remote:
+                for _, row_N in _rows_by_epoch(source, number_N[source_N == k]):
+                    source.prefetch_rows(row_N)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether there are blocks to fetch ahead."""
+        return any(source.is_remote for stage in self._stages for source in stage.sources_K)
+
     def advance(self, cursor: Cursor, share: Share) -> Cursor:
         """The cursor after the global batch at `cursor`."""
         rows = shrunk(share, self._stages[cursor.epoch].shrink).global_batch_size
@@ -186,11 +201,15 @@ def _read_micro_batch(stage: Stage, source_M: Indices, number_M: Indices) -> Ite
     """The rows of one micro-batch, those of one source and epoch together."""
     first_row = 0
     for k, source in enumerate(stage.sources_K):
-        mine_N = number_M[source_M == k]
-        for epoch in np.unique(mine_N // source.plan.rows).tolist():
-            place_N = mine_N[mine_N // source.plan.rows == epoch] % source.plan.rows
-            row_N = source.order(Cursor(epoch, 0)).rows_at(place_N)
+        for epoch, row_N in _rows_by_epoch(source, number_M[source_M == k]):
             rows = read_rows(row_N, source.plan, source.reader, source.special_ids)
             base = (epoch << _EPOCH_BITS) + first_row
             yield replace(rows, row_ids_D=np.where(rows.row_ids_D == FILLER_ROW, FILLER_ROW, rows.row_ids_D + base))
         first_row += source.plan.rows
+
+
+def _rows_by_epoch(source: EpochWalk, number_N: Indices) -> Iterator[tuple[int, Indices]]:
+    """(epoch, rows) of the rows with these numbers among all that are ever read of a source."""
+    for epoch in np.unique(number_N // source.plan.rows).tolist():
+        place_N = number_N[number_N // source.plan.rows == epoch] % source.plan.rows
+        yield epoch, source.order(Cursor(epoch, 0)).rows_at(place_N)

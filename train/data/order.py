@@ -128,6 +128,11 @@ def lanes_for(blocks: int) -> int:
     return next((lanes for lanes in LANES if blocks >= BLOCKS_PER_LANE * lanes), 1)
 
 
+def window_blocks(blocks: int) -> int:
+    """How many of so many blocks one window of every lane has together: what is read at one time."""
+    return min(blocks, lanes_for(blocks) * WINDOW_BLOCKS)
+
+
 def epoch_key(seed: int, epoch: int) -> int:
     """The 64-bit key of an epoch's order; no two epochs of one seed share a key."""
     return mix((mix(seed) + epoch) & _MASK_64)

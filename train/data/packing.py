@@ -17,6 +17,7 @@ import xxhash
 from data_pipeline.errors import DataError, UserError
 from data_pipeline.manifest import BlockEntry, Manifest, ShardEntry
 from train.data.members import offsets_span, parse_offsets
+from train.data.remote import BlockStore
 from train.data.splits import find_split
 
 SPECIALS_PER_PIECE = 2
@@ -24,6 +25,7 @@ SPECIALS_PER_PIECE = 2
 PACKING_VERSION = 2
 
 _READERS = 8  # threads: on a remote disk the many small reads wait for answers
+_REMOTE_READERS = 32  # a store answers later than a disk
 _SHARDS_AHEAD = 32
 
 Indices = npt.NDArray[np.int64]
@@ -116,16 +118,23 @@ def content_digest(
     return digest.hexdigest()
 
 
-def plan_rows(manifest: Manifest, split: str, rules: PackingRules, max_rows: int | None = None) -> RowPlan:
+def plan_rows(
+    manifest: Manifest,
+    split: str,
+    rules: PackingRules,
+    max_rows: int | None = None,
+    store: BlockStore | None = None,
+) -> RowPlan:
     """Plan every row of a split, or, given `max_rows`, only as many whole blocks as reach that many rows.
 
     Only the document bounds are read, and no checksum is made: damage elsewhere shows when a block is used. A block
     whose bounds cannot be read gets as many rows without pieces as its tokens would fill. Rows stand in the order of
-    the text, so the first rows are no special kind. Raises UserError for impossible rules or an unknown split.
+    the text, so the first rows are no special kind. Raises UserError for impossible rules, an unknown split, and a
+    `store` (where the shards are remote) that is away for too long.
     """
     rules.check()
     plans, unread, rows = [], [], 0
-    for number, (entry, bounds) in enumerate(_document_bounds(manifest, split)):
+    for number, (entry, bounds) in enumerate(_document_bounds(manifest, split, store)):
         if max_rows is not None and rows >= max_rows:
             break
         if isinstance(bounds, str):
@@ -137,13 +146,13 @@ def plan_rows(manifest: Manifest, split: str, rules: PackingRules, max_rows: int
     return _join(plans, rules, tuple(unread))
 
 
-def readable(manifest: Manifest, split: str, blocks: set[int]) -> bool:
+def readable(manifest: Manifest, split: str, blocks: set[int], store: BlockStore | None = None) -> bool:
     """Whether the document bounds of any of these blocks can be read."""
     first = 0
     for shard in find_split(manifest, split).shards:
         mine = blocks & set(range(first, first + len(shard.blocks)))
         if mine:
-            found = _shard_bounds(manifest, shard)
+            found = _shard_bounds(manifest, store, shard)
             if any(not isinstance(found[number - first][1], str) for number in mine):
                 return True
         first += len(shard.blocks)
@@ -153,19 +162,21 @@ def readable(manifest: Manifest, split: str, blocks: set[int]) -> bool:
 Bounds = npt.NDArray[np.uint32] | str  # of a block's documents, or why they cannot be read
 
 
-def _document_bounds(manifest: Manifest, split: str) -> Iterator[tuple[BlockEntry, Bounds]]:
+def _document_bounds(manifest: Manifest, split: str, store: BlockStore | None) -> Iterator[tuple[BlockEntry, Bounds]]:
     """Each block of the split; a few shards are read at a time and ahead of the others."""
     shards = find_split(manifest, split).shards
-    read: Callable[[ShardEntry], list[tuple[BlockEntry, Bounds]]] = partial(_shard_bounds, manifest)
-    with ThreadPoolExecutor(_READERS) as pool:
+    read: Callable[[ShardEntry], list[tuple[BlockEntry, Bounds]]] = partial(_shard_bounds, manifest, store)
+    with ThreadPoolExecutor(_REMOTE_READERS if store else _READERS) as pool:
         for start in range(0, len(shards), _SHARDS_AHEAD):
             for blocks in pool.map(read, shards[start : start + _SHARDS_AHEAD]):
                 yield from blocks
 
 
-def _shard_bounds(manifest: Manifest, shard: ShardEntry) -> list[tuple[BlockEntry, Bounds]]:
-    path = manifest.directory / shard.name
+def _shard_bounds(manifest: Manifest, store: BlockStore | None, shard: ShardEntry) -> list[tuple[BlockEntry, Bounds]]:
     token_bytes = np.dtype(manifest.token_dtype).itemsize
+    if store is not None:
+        return [(entry, _remote_bounds(store, shard.name, entry, token_bytes)) for entry in shard.blocks]
+    path = manifest.directory / shard.name
     try:
         file = os.open(path, os.O_RDONLY)
     except OSError as error:
@@ -187,6 +198,14 @@ def _block_bounds(file: int, entry: BlockEntry, token_bytes: int) -> Bounds:
         return error.strerror or str(error)
     except DataError as error:
         return str(error)
+
+
+def _remote_bounds(store: BlockStore, shard: str, entry: BlockEntry, token_bytes: int) -> Bounds:
+    start, size = offsets_span(entry.tokens, entry.documents, token_bytes)
+    try:
+        return parse_offsets(store.peek(shard, entry.offset + start, size), entry.tokens, entry.documents)
+    except DataError as error:
+        return str(error).removeprefix(f"{store.name(shard)}: ")
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from data_pipeline.durable import fsync_folder
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest, canonical_json
 from train.data.packing import PACKING_VERSION, PackingRules, RowPlan, content_digest, plan_rows, readable
+from train.data.remote import BlockStore
 from train.monitor.logs import log
 
 FOLDER = "plans"
@@ -28,15 +29,20 @@ _ARRAYS = {"rows_B": "I64", "row_pieces_R1": "I64", "piece_start_P": "U32", "pie
 _DTYPES: dict[str, np.dtype[Any]] = {"I64": np.dtype("<i8"), "U32": np.dtype("<u4"), "U16": np.dtype("<u2")}
 
 
-def open_plan(manifest: Manifest, split: str, rules: PackingRules) -> RowPlan:
+def open_plan(manifest: Manifest, split: str, rules: PackingRules, store: BlockStore | None = None) -> RowPlan:
     """The plan beside the shards where there is a whole one, else a plan in memory; writes nothing."""
     path = manifest.directory / FOLDER / _name(manifest, split, rules)
     plan = _load_whole(path, manifest, split, rules)
-    return plan or plan_rows(manifest, split, rules)
+    return plan or plan_rows(manifest, split, rules, store=store)
 
 
 def store_plan(
-    manifest: Manifest, split: str, rules: PackingRules, cache: Path, wanted: str | None = None
+    manifest: Manifest,
+    split: str,
+    rules: PackingRules,
+    cache: Path,
+    wanted: str | None = None,
+    store: BlockStore | None = None,
 ) -> tuple[str, str]:
     """(path, digest) of the plan, whose file is made where there is none: beside the shards, or else in `cache`.
 
@@ -48,13 +54,15 @@ def store_plan(
     paths = [manifest.directory / FOLDER / name, cache.expanduser() / FOLDER / name]
     for path in paths:
         plan = _load_whole(path, manifest, split, rules)
-        if plan is not None and (plan.digest == wanted or not _is_outdated(plan, manifest, split, path)):
+        if plan is not None and (plan.digest == wanted or not _is_outdated(plan, manifest, split, path, store)):
             return str(path), plan.digest
-    plan = plan_rows(manifest, split, rules)
+    plan = plan_rows(manifest, split, rules, store=store)
     return next((str(path) for path in paths if _write(plan, manifest, split, path)), ""), plan.digest
 
 
-def load_plan(path: str, digest: str, manifest: Manifest, split: str, rules: PackingRules) -> RowPlan:
+def load_plan(
+    path: str, digest: str, manifest: Manifest, split: str, rules: PackingRules, store: BlockStore | None = None
+) -> RowPlan:
     """The plan that `store_plan` of another rank left at `path`, mapped; made here where this node does not see it.
 
     Raises DataError where that plan is another one, as it would be where nodes see different shards.
@@ -64,7 +72,7 @@ def load_plan(path: str, digest: str, manifest: Manifest, split: str, rules: Pac
     except (OSError, DataError) as error:
         if path:
             log.warning("%s: not used here (%s); this rank makes the packing plan itself.", path, error)
-        plan = plan_rows(manifest, split, rules)
+        plan = plan_rows(manifest, split, rules, store=store)
     if plan.digest != digest:
         raise DataError(
             f"{manifest.directory}: this node sees other documents in the {split} shards than rank 0 does; "
@@ -73,9 +81,9 @@ def load_plan(path: str, digest: str, manifest: Manifest, split: str, rules: Pac
     return plan
 
 
-def _is_outdated(plan: RowPlan, manifest: Manifest, split: str, path: Path) -> bool:
+def _is_outdated(plan: RowPlan, manifest: Manifest, split: str, path: Path, store: BlockStore | None) -> bool:
     blocks = {block for block, _ in plan.unread}
-    outdated = bool(blocks) and readable(manifest, split, blocks)
+    outdated = bool(blocks) and readable(manifest, split, blocks, store)
     if outdated:
         log.warning("%s: made while blocks could not be read that can be read now; it is made anew.", path)
     return outdated

@@ -1,11 +1,11 @@
-"""Owns reading blocks of a split: shards mapped into memory, each block verified when first touched, damage named.
+"""Owns reading blocks of a split: mapped or from a store, each block verified when first touched, damage named.
 
 Legend: T tokens of a block, P pieces of a block.
 """
 
 import functools
 import mmap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from data_pipeline.manifest import BlockEntry, Manifest
 from data_pipeline.shards import Ids, block_checksum, read_block
 from train.data.members import locate
 from train.data.packing import RowPlan
+from train.data.remote import BlockStore
 from train.data.splits import find_split
 from train.monitor.logs import log
 
@@ -25,7 +26,7 @@ _OPEN_SHARDS = 256
 
 @dataclass(frozen=True, slots=True)
 class BlockArrays:
-    """What a row is read from; both are views of the mapped shard that are valid as long as they are held."""
+    """What a row is read from; both are views of mapped memory that are valid as long as they are held."""
 
     ids_T: Ids
     word_bits: npt.NDArray[np.uint8]  # one bit per token, lowest bit first
@@ -40,15 +41,19 @@ class _Shard:
 class ShardReader:
     """The blocks of one split by number. Several processes that read one data set share its pages in memory."""
 
-    def __init__(self, manifest: Manifest, split: str, plan: RowPlan | None = None) -> None:
+    def __init__(
+        self, manifest: Manifest, split: str, plan: RowPlan | None = None, store: BlockStore | None = None
+    ) -> None:
         """Open nothing yet, but say what `plan` could not read; a block of other documents than it has is damaged.
 
-        Raises UserError for a split that the data set has not.
+        With `store` the blocks come from there. Raises UserError for a split that the data set has not.
         """
         self.token_dtype = np.dtype(manifest.token_dtype)
         self._plan = plan
+        self._store = store
         shards = find_split(manifest, split).shards
-        self._paths = [manifest.directory / shard.name for shard in shards]
+        self._names = [shard.name for shard in shards]
+        self._paths = [manifest.directory / name for name in self._names]
         self._entries = [(number, entry) for number, shard in enumerate(shards) for entry in shard.blocks]
         self._verified = bytearray(len(self._entries))
         self._space = bytearray()  # for the block that is verified: new memory would cost more than the checksum
@@ -81,14 +86,21 @@ class ShardReader:
 
     def _place(self, number: int) -> str:
         """The shard and the block in words."""
-        return f"{self._paths[self._entries[number][0]]}, block {number:09d}"
+        shard = self._entries[number][0]
+        path = self._store.name(self._names[shard]) if self._store else self._paths[shard]
+        return f"{path}, block {number:09d}"
 
     def block(self, number: int) -> BlockArrays:
-        """The arrays of a block. Raises DataError naming shard, block and reason where it is damaged or missing."""
+        """The arrays of a block. Raises DataError naming shard, block and reason where it is damaged or missing.
+
+        Of a remote one, raises also what BlockStore.get raises: UserError for a store that is away for too long.
+        """
         shard_number, entry = self._entries[number]
+        if self._store is not None:
+            return self._remote_block(number, self._store.get(self._names[shard_number], entry), entry)
         try:
             if not self._verified[number]:
-                self._verify(number, self._paths[shard_number], entry)
+                self._verify(number, self._sound_bytes(self._paths[shard_number], entry), entry)
             shard = self._open_shard(shard_number)
             arrays = shard.blocks.get(number)
             if arrays is None:
@@ -99,23 +111,46 @@ class ShardReader:
             raise DataError(message) from error
         return arrays
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether blocks come from a store."""
+        return self._store is not None
+
+    def prefetch(self, number_N: npt.NDArray[np.int64]) -> None:
+        """Have these blocks fetched in the background where they are remote, in this order."""
+        if self._store is not None:
+            entries = [self._entries[number] for number in dict.fromkeys(number_N.tolist())]
+            self._store.prefetch((self._names[shard], entry) for shard, entry in entries)
+
+    def _remote_block(self, number: int, content: memoryview, entry: BlockEntry) -> BlockArrays:
+        try:
+            if not self._verified[number]:
+                self._verify(number, content, entry)
+        except DataError as error:
+            raise DataError(f"{self._place(number)}: {error}; build the data set again") from error
+        return self._view(content, replace(entry, offset=0))
+
     def _view(self, memory: memoryview, entry: BlockEntry) -> BlockArrays:
         members = locate(entry.tokens, entry.documents, self.token_dtype.itemsize)
         ids_T = np.frombuffer(memory, self.token_dtype, entry.tokens, entry.offset + members.ids)
         word_bits = np.frombuffer(memory, np.uint8, -(-entry.tokens // 8), entry.offset + members.words)
         return BlockArrays(ids_T, word_bits)
 
-    def _verify(self, number: int, path: Path, entry: BlockEntry) -> None:
+    def _sound_bytes(self, path: Path, entry: BlockEntry) -> memoryview:
         if len(self._space) < entry.bytes:
             self._space = bytearray(entry.bytes)
         buffer = _read(path, entry, memoryview(self._space)[: entry.bytes])
         found = block_checksum(buffer)
         if found != entry.checksum:
             raise DataError(f"the checksum is {found} where the manifest has {entry.checksum}")
+        return buffer
+
+    def _verify(self, number: int, buffer: memoryview, entry: BlockEntry) -> None:
+        """Raise DataError where the bytes of a block are not what this version writes and the plan was made from."""
         block = read_block(buffer, entry.tokens, entry.documents)
         if block.ids_T.dtype != self.token_dtype:
             raise DataError(f"its ids are {block.ids_T.dtype} where the manifest has {self.token_dtype}")
-        located = self._view(buffer, BlockEntry(0, entry.bytes, entry.tokens, entry.documents, entry.checksum))
+        located = self._view(buffer, replace(entry, offset=0))
         if not (np.shares_memory(located.ids_T[:1], block.ids_T[:1])):
             raise DataError("its arrays do not lie where this version writes them")
         if self._plan is not None:

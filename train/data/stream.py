@@ -2,6 +2,7 @@
 
 import queue
 import threading
+from contextlib import suppress
 from typing import Any, Protocol, Self
 
 import torch
@@ -11,6 +12,7 @@ from train.data.order import Cursor, Share
 from train.data.packing import RowPlan
 
 _STEPS_AHEAD = 2
+_STEPS_FETCHED_AHEAD = 8  # of those prepared
 
 
 class Walk(Protocol):
@@ -18,6 +20,13 @@ class Walk(Protocol):
 
     def batches(self, cursor: Cursor, share: Share) -> list[Batch]:
         """This rank's micro-batches of the global batch at `cursor`."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether there are blocks to fetch ahead."""
+
+    def prefetch(self, cursor: Cursor, share: Share) -> None:
+        """Have the blocks of this rank's part of the global batch at `cursor` fetched in the background."""
 
     def advance(self, cursor: Cursor, share: Share) -> Cursor:
         """The cursor after the global batch at `cursor`."""
@@ -59,9 +68,11 @@ class TrainStream:
         self._share = share
         self.cursor = cursor  # where it began
         self._step = step
+        self._fetched = cursor, step  # up to here blocks were asked for
         self._device = torch.cuda.current_device() if torch.cuda.is_available() else None
         self._free_slots = threading.Semaphore(_STEPS_AHEAD)
         self._ready: queue.SimpleQueue[Step | BaseException] = queue.SimpleQueue()
+        self._next: list[Step | BaseException] = []  # taken from `_ready`: one or none
         self._thread = threading.Thread(target=self._produce, name="train-stream", daemon=True)
         self._closed = False
 
@@ -72,14 +83,22 @@ class TrainStream:
         """The next step. Raises what went wrong while it was prepared; after that, or once closed, StopIteration."""
         if self._closed:
             raise StopIteration
-        if not self._thread.ident:
-            self._thread.start()
-        step = self._ready.get()
+        self.is_ready(None)
+        [step], self._next = self._next, []
         if isinstance(step, BaseException):
             self.close()
             raise step
         self._free_slots.release()
         return step
+
+    def is_ready(self, seconds: float | None) -> bool:
+        """Whether the next step is there, or comes within `seconds` (None: it is waited for)."""
+        if not self._thread.ident:
+            self._thread.start()
+        if not self._next:
+            with suppress(queue.Empty):
+                self._next = [self._ready.get(timeout=seconds)]
+        return bool(self._next)
 
     def is_over(self, cursor: Cursor, step: int) -> bool:
         """Whether nothing is left to read at `cursor`, before optimizer step `step`."""
@@ -102,9 +121,21 @@ class TrainStream:
                     self._ready.put(StopIteration())
                     return
                 cursor = self.walk.at(cursor, self._step)
+                if self.walk.is_remote:
+                    self.walk.prefetch(cursor, self._share)  # what found no place when it was asked for ahead
+                    self._fetch_ahead()
                 self._step += 1
                 batches = self.walk.batches(cursor, self._share)
                 cursor = self.walk.advance(cursor, self._share)
                 self._ready.put((batches, cursor))
         except BaseException as error:  # noqa: BLE001 - the consumer raises it, with this thread's traceback
             self._ready.put(error)
+
+    def _fetch_ahead(self) -> None:
+        """Ask for the blocks of the steps ahead: which they are is a function of the cursor alone."""
+        cursor, step = self._fetched
+        while step < self._step + _STEPS_FETCHED_AHEAD and not self.is_over(cursor, step):
+            cursor = self.walk.at(cursor, step)
+            self.walk.prefetch(cursor, self._share)
+            cursor, step = self.walk.advance(cursor, self._share), step + 1
+        self._fetched = cursor, step

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.checks.verify import verify
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest
-from data_pipeline.verify import verify
 from train.data.packing import PackingRules, RowPlan, plan_rows
 from train.data.plan_cache import load_plan, open_plan, store_plan
 
