@@ -77,6 +77,7 @@ def _tokenizer_options(command: argparse.ArgumentParser) -> None:
 
 
 def _build_options(command: argparse.ArgumentParser) -> None:
+    from data_pipeline.inputs import INPUT_CHECKS
     from data_pipeline.segment import DEFAULT, NAMES
 
     _add_inputs(command, required=False)
@@ -110,7 +111,7 @@ def _build_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--check-inputs",
-        choices=["time", "hash"],
+        choices=INPUT_CHECKS,
         default="time",
         help="how an input that changed between two calls is found, besides its size (%(default)s)",
     )
@@ -209,6 +210,9 @@ def _add_language(command: argparse.ArgumentParser) -> None:
 
 
 def _add_duplicates(command: argparse.ArgumentParser) -> None:
+    from data_pipeline.contamination import WORDS
+    from data_pipeline.dedup.near import THRESHOLD
+
     command.add_argument(
         "--dedup",
         choices=["none", "exact", "near"],
@@ -216,7 +220,11 @@ def _add_duplicates(command: argparse.ArgumentParser) -> None:
         help="which documents are dropped as duplicates: none, equal ones, or near duplicates too (%(default)s)",
     )
     command.add_argument(
-        "--near-threshold", type=_share, default=0.5, metavar="F", help="similarity of near duplicates (%(default)s)"
+        "--near-threshold",
+        type=_share,
+        default=THRESHOLD,
+        metavar="F",
+        help="similarity of near duplicates (%(default)s)",
     )
     command.add_argument(
         "--dedup-paragraphs", action="store_true", help="remove lines of 100 bytes and more that stood before"
@@ -232,7 +240,7 @@ def _add_duplicates(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--decontaminate-words",
         type=_positive,
-        default=13,
+        default=WORDS,
         metavar="N",
         help="length of these n-grams; Chinese: two characters for a word (%(default)s)",
     )

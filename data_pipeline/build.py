@@ -39,7 +39,6 @@ from data_pipeline.survey import Survey, survey
 from data_pipeline.tokenizer import TokenizerFolder, load_tokenizer, open_tokenizer, token_dtype
 from data_pipeline.wordpiece import why_slow
 
-INPUT_CHECKS = ("time", "hash")
 _GRAMS_NAME = "evaluation-grams.npy"
 
 Item = TypeVar("Item")
@@ -68,7 +67,7 @@ class BuildOptions:
     evaluation_files: tuple[Path, ...] = ()  # no document may share n-grams with them
     evaluation_words: int = WORDS
     word_segmenter: str = DEFAULT
-    check_inputs: str = "time"  # how an input that changed between two calls is found: one of INPUT_CHECKS
+    check_inputs: str = "time"  # how an input that changed between two calls is found: one of inputs.INPUT_CHECKS
     span_bytes: int | None = None  # of input that are one task; decides no byte of the output
 
     def reading(self) -> Reading:

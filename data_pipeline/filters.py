@@ -207,7 +207,7 @@ def _codes(text: str) -> npt.NDArray[Any]:
 
 @cache
 def _class_table() -> npt.NDArray[np.uint8]:
-    return tabulate(_class, np.uint8).astype(np.uint8)
+    return tabulate(_class)
 
 
 def _class(character: str) -> int:

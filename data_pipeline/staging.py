@@ -75,6 +75,9 @@ class StagedRange:
         start, stop = entry["data_offsets"]
         return np.frombuffer(self._content[start:stop], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._head
+
     @property
     def notes(self) -> Notes:
         """On the records of the range that gave no document."""

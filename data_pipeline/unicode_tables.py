@@ -26,9 +26,9 @@ ALIKE = (
 )
 
 
-def tabulate(value: Callable[[str], int], dtype: npt.DTypeLike) -> npt.NDArray[np.unsignedinteger]:
-    """value(character) for every character, [0x110000]; the value must be the same within each stretch of ALIKE."""
-    table = np.zeros(sys.maxunicode + 1, dtype)
+def tabulate(value: Callable[[str], int]) -> npt.NDArray[np.uint8]:
+    """uint8[0x110000]: value(character) for every character; it must be the same within each stretch of ALIKE."""
+    table = np.zeros(sys.maxunicode + 1, np.uint8)
     for first, last in ALIKE:
         table[first : last + 1] = value(chr(first))
     codes = np.fromiter(other_codes(), np.intp)

@@ -32,10 +32,13 @@ from train.training_data import (
     SPLIT,
     close_stores,
     describe_cache,
+    length_at,
     local_folders,
     open_data_sets,
     open_walk,
     packing_rules,
+    stage_steps,
+    weights_at,
 )
 from train.vocabulary import load_vocabulary
 
@@ -49,7 +52,7 @@ class Leg:
     step: int
     end: int
     rows_per_step: int
-    weights_K: tuple[float, ...]
+    weights_K: tuple[float, ...]  # as shares of the rows: they add up to 1
     plans_K: tuple[RowPlan, ...]
     rows_K: tuple[int, ...]  # read of each source
 
@@ -124,10 +127,9 @@ def follow(config: Config, walk: Walk, manifests: Sequence[Manifest], plans: Pla
     """Go the way of the run, step by step, without reading a row; ends early where the data do."""
     data, rows = config.data, config.batch.global_batch_size
     share, cursor, legs = Share(0, 1, rows, rows), walk.start, list[Leg]()
-    changes = {*(at.step for at in data.weights_at), *(at.step for at in data.sequence_length_at)}
-    starts = [0, *sorted(step for step in changes if step < config.run.steps)]
+    starts = [step for step in stage_steps(config) if step < config.run.steps]
     for start, end in pairwise([*starts, config.run.steps]):
-        rules = packing_rules(config, _length(config, start))
+        rules = packing_rules(config, length_at(config, start))
         plans_K = tuple(plans[manifest.identity, rules] for manifest in manifests)
         begin = cursor = walk.at(cursor, start)
         step = start
@@ -136,7 +138,9 @@ def follow(config: Config, walk: Walk, manifests: Sequence[Manifest], plans: Pla
         if step > start:
             read_K = _rows_read(walk, cursor, plans_K) - _rows_read(walk, begin, plans_K)
             size = rows * data.sequence_length // rules.sequence_length if config.batch.same_tokens_per_step else rows
-            legs.append(Leg(start, step, size, _weights(config, start), plans_K, tuple(read_K.tolist())))
+            weights_K = weights_at(config, start)
+            shares_K = tuple(weight / sum(weights_K) for weight in weights_K)
+            legs.append(Leg(start, step, size, shares_K, plans_K, tuple(read_K.tolist())))
         if step < end:
             break
     return legs
@@ -151,19 +155,6 @@ def _rows_read(walk: Walk, cursor: Cursor, plans_K: Sequence[RowPlan]) -> Indice
     """Rows of each source before `cursor`, over all its epochs."""
     epochs_K = walk.progress(cursor).values()
     return np.array([round(epochs * plan.rows) for epochs, plan in zip(epochs_K, plans_K, strict=True)])
-
-
-def _length(config: Config, step: int) -> int:
-    lengths = [at.length for at in config.data.sequence_length_at if at.step <= step]
-    return lengths[-1] if lengths else config.data.sequence_length
-
-
-def _weights(config: Config, step: int) -> tuple[float, ...]:
-    """Shares of the rows that the configuration asks for at `step`; they add up to 1."""
-    weights_K = tuple(source.weight for source in config.data.sources) or (1.0,)
-    for change in config.data.weights_at:
-        weights_K = change.weights if change.step <= step else weights_K
-    return tuple(weight / sum(weights_K) for weight in weights_K)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

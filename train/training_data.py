@@ -107,7 +107,27 @@ def open_walk(config: Config, sets: Sequence[DataSet], plan_of: PlanOf) -> Epoch
         return walk(sets[0], config.data.sequence_length, repeat=repeat)
     names = [source.name for source in config.data.sources] or ["data"]
     by_length = {length: tuple(walk(data_set, length) for data_set in sets) for length in _lengths(config)}
-    return MixtureWalk([_stage(config, step, by_length) for step in _steps(config)], names, seed, repeat=repeat)
+    return MixtureWalk([_stage(config, step, by_length) for step in stage_steps(config)], names, seed, repeat=repeat)
+
+
+def stage_steps(config: Config) -> list[int]:
+    """The optimizer steps at which the weights or the sequence length change; the first is 0."""
+    data = config.data
+    return sorted({0, *(at.step for at in data.weights_at), *(at.step for at in data.sequence_length_at)})
+
+
+def length_at(config: Config, step: int) -> int:
+    """The sequence length of the rows read at `step`."""
+    lengths = [at.length for at in config.data.sequence_length_at if at.step <= step]
+    return lengths[-1] if lengths else config.data.sequence_length
+
+
+def weights_at(config: Config, step: int) -> tuple[float, ...]:
+    """The weight of each source at `step`."""
+    weights_K = tuple(source.weight for source in config.data.sources) or (1.0,)
+    for change in config.data.weights_at:
+        weights_K = change.weights if change.step <= step else weights_K
+    return weights_K
 
 
 def _paths(config: Config) -> list[str]:
@@ -123,18 +143,7 @@ def _lengths(config: Config) -> list[int]:
     return list(dict.fromkeys([config.data.sequence_length, *(at.length for at in config.data.sequence_length_at)]))
 
 
-def _steps(config: Config) -> list[int]:
-    """The optimizer steps at which a stage begins."""
-    data = config.data
-    return sorted({0, *(at.step for at in data.weights_at), *(at.step for at in data.sequence_length_at)})
-
-
 def _stage(config: Config, step: int, by_length: dict[int, tuple[EpochWalk, ...]]) -> Stage:
-    data = config.data
-    length, weights = data.sequence_length, tuple(source.weight for source in data.sources) or (1.0,)
-    for longer in data.sequence_length_at:
-        length = longer.length if longer.step <= step else length
-    for change in data.weights_at:
-        weights = change.weights if change.step <= step else weights
-    shrink = length // data.sequence_length if config.batch.same_tokens_per_step else 1
-    return Stage(step, by_length[length], weights, shrink)
+    length = length_at(config, step)
+    shrink = length // config.data.sequence_length if config.batch.same_tokens_per_step else 1
+    return Stage(step, by_length[length], weights_at(config, step), shrink)

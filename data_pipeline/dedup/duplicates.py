@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.dedup import near, paragraphs
-from data_pipeline.dedup.groups import DOCUMENTS, PARAGRAPHS, Group, numbered, rows, tensor
+from data_pipeline.dedup.groups import DOCUMENTS, PARAGRAPHS, Group, numbered, rows
 from data_pipeline.dedup.near_pairs import (
     BandRun,
     Candidates,
@@ -43,6 +43,7 @@ from data_pipeline.dedup.sorted_runs import (
 )
 from data_pipeline.durable import write_whole
 from data_pipeline.errors import DataError, UserError
+from data_pipeline.staging import StagedRange
 
 KEPT, EXACT, NEAR = 0, 1, 2
 GROUP_RECORDS = 1 << 21  # that a task holds: about 60 bytes each while they are sorted
@@ -165,7 +166,7 @@ def write_digest_run(task: DigestRun) -> None:
     """A run with rows (upper half, lower half, record), of paragraphs only those that may be duplicates."""
     parts = []
     for index, (path, _, ids) in enumerate(numbered(task.group)):
-        digests = tensor(path, PARAGRAPHS if task.of_paragraphs else DOCUMENTS)
+        digests = StagedRange(path)[PARAGRAPHS if task.of_paragraphs else DOCUMENTS]
         records = np.stack([digests[:, 0], digests[:, 1], ids])
         if task.of_paragraphs:
             records = records[:, _may_repeat(task.folder, task.group.first_range + index, path, digests)]
@@ -269,7 +270,7 @@ def _finish(run: Run, function: Callable[[Item], None], tasks: Iterable[Item]) -
 
 def _may_repeat(folder: Path, range_index: int, path: Path, digests_P2: Records) -> npt.NDArray[np.bool_]:
     """bool[P]: paragraphs of kept documents that are long enough."""
-    counts_D = tensor(path, "paragraphs_D")
+    counts_D = StagedRange(path)["paragraphs_D"]
     kept_D = _range_flags(folder, "flags", range_index, DOCUMENTS, len(counts_D)) == KEPT
     chosen: npt.NDArray[np.bool_] = np.repeat(kept_D, counts_D) & (digests_P2 != paragraphs.NEVER_EQUAL).any(axis=1)
     return chosen

@@ -3,18 +3,17 @@
 The number of a document is its place in document order over all ranges, whatever the ranges: what comes first stays.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import safe_open
 
 from data_pipeline.dedup.near import MINIMA
 from data_pipeline.dedup.sorted_runs import Interval
+from data_pipeline.staging import StagedRange
 
 DOCUMENTS, PARAGRAPHS = "digest_D2", "paragraph_digest_P2"  # a row a record
 
@@ -39,24 +38,10 @@ class Group(NamedTuple):
         return self.starts[-1] - self.starts[0]
 
 
-def tensor(path: Path, name: str) -> npt.NDArray[Any]:
-    """One tensor of a range."""
-    with safe_open(path, "numpy") as file:
-        array: npt.NDArray[Any] = file.get_tensor(name)
-    return array
-
-
 def rows(path: Path, name: str) -> int:
-    """How many rows a tensor has, 0 where the range has no such tensor; only the header is read."""
-    with safe_open(path, "numpy") as file:
-        return int(file.get_slice(name).get_shape()[0]) if name in file.keys() else 0  # noqa: SIM118 (no mapping)
-
-
-def band(path: Path, number: int) -> npt.NDArray[np.uint64]:
-    """uint64[D]: the hashes of one band; the others are not read."""
-    with safe_open(path, "numpy") as file:
-        array: npt.NDArray[np.uint64] = file.get_slice("bands_BD")[number]
-    return array
+    """How many rows an array has, 0 where the range has none of this name; only the head is read."""
+    staged = StagedRange(path)
+    return len(staged[name]) if name in staged else 0
 
 
 def numbered(group: Group) -> Iterator[tuple[Path, slice, npt.NDArray[np.uint64]]]:
@@ -75,13 +60,5 @@ def sketches_of(paths: Sequence[Path], starts: npt.NDArray[np.int64], ids: npt.N
     owners = np.searchsorted(starts, ids, "right") - 1
     for owner in np.unique(owners).tolist():
         place = slice(*np.searchsorted(owners, [owner, owner + 1]))
-        sketches[place] = _mapped(paths[owner], "sketch_DS")[ids[place] - np.uint64(starts[owner])]
+        sketches[place] = StagedRange(paths[owner])["sketch_DS"][ids[place] - np.uint64(starts[owner])]
     return sketches
-
-
-def _mapped(path: Path, name: str) -> Sketches:
-    """A tensor of bytes as it lies in the safetensors file: 8 bytes with the header's size, the header, the data."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        entry = json.loads(file.read(size))[name]
-    return np.memmap(path, np.uint8, "r", 8 + size + entry["data_offsets"][0], tuple(entry["shape"]))

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.dedup import near
-from data_pipeline.dedup.groups import Group, band, numbered, sketches_of
+from data_pipeline.dedup.groups import Group, numbered, sketches_of
 from data_pipeline.dedup.sorted_runs import (
     Files,
     Interval,
@@ -26,6 +26,7 @@ from data_pipeline.dedup.sorted_runs import (
     write_array,
     write_run,
 )
+from data_pipeline.staging import StagedRange
 
 _BLOCK = 1 << 18  # pairs that are compared at a time: 64 MiB of sketches
 
@@ -63,7 +64,7 @@ def write_band_run(task: BandRun) -> None:
     flags = read_array(task.flags)
     parts = []
     for path, place, ids in numbered(task.group):
-        hashes = band(path, task.band)
+        hashes = StagedRange(path)["bands_BD"][task.band]
         chosen = (flags[place] == 0) & (hashes != near.NO_BAND)
         parts.append(np.stack([hashes[chosen], ids[chosen]]))
     write_run(task.output, joined(iter(parts), 2))

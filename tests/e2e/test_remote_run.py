@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 from e2e_commands import ROOT, TINY, command, metrics, start
 
-s3fs = pytest.importorskip("s3fs", reason='needs s3fs: pip install -e ".[test]"')
+pytest.importorskip("s3fs", reason='needs s3fs: pip install -e ".[test]"')
 pytest.importorskip("moto", reason='needs moto: pip install -e ".[test]"')
 pytest.importorskip("flask_cors", reason='needs flask and flask-cors: pip install -e ".[test]"')
 
 sys.path.insert(0, str(ROOT / "tests" / "integration"))
-from store_proxy import StoreProxy  # noqa: E402
+from s3_server import s3_server
+from store_proxy import StoreProxy
 
 LAUNCH = ["train", "launch", "--nproc-per-node", 2, "pretrain", "configs/demo.yaml", *TINY]
 STEPS = 60
@@ -26,14 +27,6 @@ SETTINGS = [f"run.steps={STEPS}", "validation.interval_steps=30", "validation.ma
 # Far fewer bytes than the data set has: blocks are fetched again and again to the end of the run.
 SMALL_CACHE = "data.cache_gigabytes=0.0001"
 SOURCES = 40  # a block holds documents of one source
-SERVER = """
-import sys
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
-sys.stdin.read()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -65,25 +58,8 @@ def local_run(many_blocks, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def s3_port(many_blocks) -> Iterator[int]:
     """Port of an S3 server that holds the data set at s3://corpus/set."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    port = int(process.stdout.readline())
-    options = {"endpoint_url": f"http://127.0.0.1:{port}", "key": "a", "secret": "b", "skip_instance_cache": True}
-    store = s3fs.S3FileSystem(**options)
-    store.mkdir("corpus")
-    for path in many_blocks.rglob("*"):
-        if path.is_file() and "plans" not in path.parts:
-            store.pipe_file(f"corpus/set/{path.relative_to(many_blocks)}", path.read_bytes())
-    yield port
-    process.stdin.close()
-    process.wait(10)
-    process.stdout.close()
+    with s3_server(many_blocks, "corpus", "set") as port:
+        yield port
 
 
 @pytest.fixture

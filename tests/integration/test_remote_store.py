@@ -3,8 +3,6 @@
 import gc
 import http.server
 import re
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xxhash
+from s3_server import s3_server
 from store_proxy import StoreProxy
 
 from data_pipeline.errors import DataError, UserError
@@ -23,7 +22,7 @@ from data_pipeline.shards import ShardWriter, encode_block
 from train.data.remote import BlockStore, localize
 
 fsspec = pytest.importorskip("fsspec")
-s3fs = pytest.importorskip("s3fs", reason='needs s3fs: pip install -e ".[test]"')
+pytest.importorskip("s3fs", reason='needs s3fs: pip install -e ".[test]"')
 pytest.importorskip("moto", reason='needs moto: pip install -e ".[test]"')
 pytest.importorskip("flask_cors", reason='needs flask and flask-cors: pip install -e ".[test]"')
 
@@ -34,14 +33,6 @@ FORBIDDEN = (
     b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>   "
 )
 UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-STORE = """
-import sys
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
-sys.stdin.read()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -76,24 +67,8 @@ def data_set(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 @pytest.fixture(scope="module")
 def s3_port(data_set: Manifest) -> Iterator[int]:
     """Port of an S3 server that holds the data set at s3://corpus/sets/one."""
-    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    process = subprocess.Popen([sys.executable, "-c", STORE], cwd=ROOT, **options)
-    port = int(process.stdout.readline())
-    store = s3fs.S3FileSystem(
-        endpoint_url=f"http://127.0.0.1:{port}",
-        key="a",
-        secret="b",  # noqa: S106 (the server takes any)
-        s3_additional_kwargs={"ACL": "public-read"},  # for those without credentials
-        skip_instance_cache=True,
-    )
-    store.mkdir(BUCKET)
-    for path in data_set.directory.rglob("*"):
-        if path.is_file():
-            store.pipe_file(f"{BUCKET}/sets/one/{path.relative_to(data_set.directory)}", path.read_bytes())
-    yield port
-    process.stdin.close()
-    process.wait(10)
-    process.stdout.close()
+    with s3_server(data_set.directory, BUCKET, "sets/one") as port:
+        yield port
 
 
 @pytest.fixture

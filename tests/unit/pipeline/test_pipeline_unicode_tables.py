@@ -30,7 +30,7 @@ def test_every_character_is_alike_or_other_once():
 def test_a_table_has_the_value_of_every_character(value):
     """Reference: the function, character by character."""
     expected = np.array([value(chr(code)) for code in ALL], np.uint8)
-    np.testing.assert_array_equal(tabulate(value, np.uint8), expected)
+    np.testing.assert_array_equal(tabulate(value), expected)
 
 
 def test_the_tables_of_filters_and_units_are_those_of_their_functions():
