@@ -10,6 +10,8 @@ from pathlib import Path
 
 from train.errors import BertmaeError
 
+_FIRST_RANK_SPEAKS = 30.0  # seconds that it may start later than the others
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; an expected failure is one line on stderr and its exit code."""
@@ -74,6 +76,8 @@ def _pretrain(options: argparse.Namespace) -> int:
         config = load_config(options.config, options.overrides)
     except BertmaeError as error:
         error.everywhere = True  # every rank reads the same words
+        if os.environ.get("RANK", "0") != "0":
+            stop.wait(_FIRST_RANK_SPEAKS)  # torchrun ends all ranks with the first that ends: here the silent one
         raise
     start_logging(int(os.environ.get("RANK", "0")))
     from train import distributed, pretrain

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import signal
 import sys
+import time
 from types import FrameType
 
 _STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -23,6 +24,12 @@ class StopRequest:
         if sys.platform == "linux":
             # Where torchrun is killed its workers would train on alone, and hold the run folder against a new start.
             ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+
+    def wait(self, seconds: float) -> None:
+        """Return when a request comes, or after `seconds`."""
+        end = time.monotonic() + seconds
+        while self.reason is None and time.monotonic() < end:
+            time.sleep(0.05)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.reason = signal.Signals(number).name

@@ -26,6 +26,16 @@ def test_the_same_under_torchrun_with_two_ranks_is_still_one_line(tiny, tmp_path
     assert "did you mean learning_rate?" in one_line(done, 2)
 
 
+def test_a_first_rank_that_starts_late_still_says_it(tiny, tmp_path, monkeypatch):
+    """torchrun ends all ranks when the first one fails: the others leave the time to name the mistake to rank 0."""
+    late = "import os, time\ntime.sleep(3 if os.environ.get('RANK') == '0' else 0)\n"
+    (tmp_path / "sitecustomize.py").write_text(late)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    words = ["train", "launch", "--nproc-per-node", 2, "pretrain"]
+    done = command(*words, *tiny, f"run.directory={tmp_path}/run", "optimizer.learning_rat=1e-3")
+    assert "did you mean learning_rate?" in one_line(done, 2)
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
