@@ -18,7 +18,8 @@ setup(
         "tensorboard>=2.20",
         "mpi4py>=4.1",
         "numpy>=2.0",
-        "py3langid>=0.4.0",
+        # Languages in a data set's report and in its filter are those of this version.
+        "pycld2==0.42",
         "pydantic>=2.10",
         "pyyaml>=6.0",
         # Its hashes decide which documents are near duplicates: another version may find others.

@@ -50,6 +50,12 @@ def unit_encoder(encoding: Encoding) -> "UnitEncoder":
     return UnitEncoder(encoding)
 
 
+@cache
+def _text_encoder(tokenizer_json: str, word_segmenter: str, fast: bool) -> TextEncoder:
+    """Opened once in a process, as it takes some tenths of a second, for all data sets with this tokenizer."""
+    return TextEncoder(tokenizer_json, word_segmenter, fast)
+
+
 class UnitEncoder:
     """A tokenizer with what is derived from it once."""
 
@@ -57,7 +63,7 @@ class UnitEncoder:
         """Opens the tokenizer. Raises what `load_tokenizer` raises."""
         tokenizer_json = load_tokenizer(encoding.tokenizer_folder).tokenizer_json
         self._encoding = encoding
-        self._text = TextEncoder(tokenizer_json, encoding.word_segmenter, encoding.fast)
+        self._text = _text_encoder(tokenizer_json, encoding.word_segmenter, encoding.fast)
         grams = encoding.evaluation_grams
         self._grams = None if grams is None else contamination.lookup(np.load(grams))
 

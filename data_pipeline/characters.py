@@ -13,11 +13,15 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.unicode_tables import ALIKE, other_codes
+
 UNPROVEN, SPACE, LETTER, PUNCTUATION, IDEOGRAPH = range(5)
 _EMOJIS = (range(0x1F300, 0x1F57A), range(0x1F5FB, 0x1F650), range(0x1F680, 0x1F6C6))
 # Of the blocks for which BERT puts spaces around each character, those that Unicode 3.2 had.
 _IDEOGRAPHS = (range(0x3400, 0x4DC0), range(0x4E00, 0xA000), range(0xF900, 0xFB00))
 _RARE_IDEOGRAPHS = slice(0x20000, 0x2A6D7)  # beyond the first 65,536, all alike
+_FIRST_BLOCKS = 0x10000
+_ALIKE = [stretch for stretch in ALIKE if stretch[1] < _FIRST_BLOCKS]
 _CONTROLS = {"\t": SPACE, "\n": SPACE, "\r": SPACE}
 
 
@@ -38,18 +42,33 @@ def first_characters(classes_C: npt.NDArray[np.uint8]) -> npt.NDArray[np.intp]:
 def _table() -> npt.NDArray[np.uint8]:
     """uint8[0x110000]: the class of every character."""
     table = np.full(sys.maxunicode + 1, UNPROVEN, np.uint8)
-    old = unicodedata.ucd_3_2_0
-    for number in chain(range(0x10000), *_EMOJIS):
-        character = chr(number)
-        category = unicodedata.category(character)
-        if category == old.category(character) or any(number in emojis for emojis in _EMOJIS):
-            table[number] = _class(character, category)
-    for number in np.flatnonzero(table).tolist():
-        decomposed = unicodedata.normalize("NFD", chr(number))
-        if not _marks_only(decomposed[1:]) or table[ord(decomposed[0])] != table[number]:
+    numbers = [*(number for number in other_codes() if number < _FIRST_BLOCKS), *chain(*_EMOJIS)]
+    for number in numbers:
+        table[number] = _class_if_old(number)
+    for first, last in _ALIKE:
+        table[first : last + 1] = _class_if_old(first)
+    for number in numbers:
+        if table[number] and _is_changed(number, table):
             table[number] = UNPROVEN
+    for first, last in _ALIKE:
+        if _is_changed(first, table):
+            table[first : last + 1] = UNPROVEN
     table[_RARE_IDEOGRAPHS] = IDEOGRAPH
     return table
+
+
+def _class_if_old(number: int) -> int:
+    """The class of a character whose category is that of Unicode 3.2; of the oldest emojis, too."""
+    character = chr(number)
+    category = unicodedata.category(character)
+    known = category == unicodedata.ucd_3_2_0.category(character) or any(number in emojis for emojis in _EMOJIS)
+    return _class(character, category) if known else UNPROVEN
+
+
+def _is_changed(number: int, table: npt.NDArray[np.uint8]) -> bool:
+    """Whether what a character decomposes to is treated otherwise than itself."""
+    decomposed = unicodedata.normalize("NFD", chr(number))
+    return not _marks_only(decomposed[1:]) or bool(table[ord(decomposed[0])] != table[number])
 
 
 def _class(character: str, category: str) -> int:

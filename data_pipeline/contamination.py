@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from data_pipeline.dedup.units import Grams, Units, grams, in_batches, units
 from data_pipeline.errors import DataError
-from data_pipeline.formats import COMPRESSIONS, FileProblemError, Record, csv_fields, records
+from data_pipeline.formats import COMPRESSIONS, csv_fields, records
 from data_pipeline.inputs import open_input
+from data_pipeline.record import FileProblemError, Record
 
 WORDS = 13
 CJK_FACTOR = 2  # units of a CJK n-gram for one word

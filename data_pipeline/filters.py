@@ -10,8 +10,8 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,16 +28,18 @@ NAMES = (
     "repeated-lines",
     "repeated-ngrams",
 )  # these are all, where no language is named
-LANGUAGE = "language"  # the last one, as the slowest
+LANGUAGE = "language"  # the last one, off where no language is named
 CJK_SHARE = 0.3  # of the characters that are no white space: from here on a document counts as CJK
 MIN_LINES = 10  # fewer are too few to speak of repetition
 MIN_WORDS = 100
+_SPACE, _SYMBOL, _DIGIT, _IDEOGRAPHIC, _ELSE = range(5)  # of characters: symbols and punctuation; C, J, K alike
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 _CJK_PATTERN = re.compile(f"[{_CJK}]")
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, bits well mixed: the base of the rolling hash
 _FACTOR_32 = np.uint32(0x9E3779B1)
 
 Prints = npt.NDArray[np.uint32]  # in place of ids: the same for equal units, and rarely for others
+Sizes = npt.NDArray[np.int64] | None  # characters of each unit; None where each is one
 Words = tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]  # ids_U, characters of each unit
 
 
@@ -109,12 +111,12 @@ def _length(filters: Filters, text: str) -> str:
 
 
 def _symbols(filters: Filters, text: str) -> str:
-    share = _class_share(text, 1)
+    share = _share(text, _SYMBOL)
     return f"{share:.0%} symbols" if share > filters.max_symbol_share else ""
 
 
 def _digits(filters: Filters, text: str) -> str:
-    share = _class_share(text, 2)
+    share = _share(text, _DIGIT)
     return f"{share:.0%} digits" if share > filters.max_digit_share else ""
 
 
@@ -133,11 +135,10 @@ def _repeated_lines(filters: Filters, text: str) -> str:
 
 
 def _repeated_ngrams(filters: Filters, text: str) -> str:
-    codes_C = _codes(text)
-    classes_C = _class_table()[codes_C]
-    scale = 2 if _is_cjk(classes_C) else 1
-    prints = _character_prints(codes_C, classes_C) if scale == 2 else _word_prints(codes_C, classes_C)
-    if prints[0].size < MIN_WORDS * scale or _surely_passes(filters, *prints, scale):
+    characters = _characters_of(text)
+    scale = 2 if characters.is_cjk else 1
+    prints_U, sizes_U = _character_prints(characters) if scale == 2 else _word_prints(characters)
+    if prints_U.size < MIN_WORDS * scale or _surely_passes(filters, prints_U, sizes_U, scale):
         return ""
     return _measured_ngrams(filters, text, scale)
 
@@ -152,7 +153,7 @@ def _measured_ngrams(filters: Filters, text: str, scale: int) -> str:
         limit = tops[n - 2] if top else repeated[n - 2 - len(tops)]
         if limit >= 1:
             continue
-        share = _top_share(hashes, ends_U1, limit) if top else _repeated_share(hashes, sizes_U)
+        share = _top_share(hashes, ends_U1, limit) if top else _repeated_share(hashes, sizes_U, len(sizes_U))
         if share > limit:
             gram = f"{n}-gram" if scale == 1 else f"{n * scale}-character string"
             return f"{share:.0%} of the characters in {f'the most frequent {gram}' if top else f'repeated {gram}s'}"
@@ -176,27 +177,35 @@ _RULES: dict[str, Callable[[Filters, str], str]] = {
 }
 
 
-def is_cjk(text: str) -> bool:
-    """Whether at least CJK_SHARE of the characters that are no white space are Chinese, Japanese or Korean."""
-    if text.isascii() or not _CJK_PATTERN.search(text):
-        return False
-    return _is_cjk(_classes(text))
+class _Characters(NamedTuple):
+    """A text, character by character, and how many of its characters are of which class."""
+
+    codes_C: npt.NDArray[Any]
+    classes_C: npt.NDArray[np.uint8]
+    counts: dict[int, int]
+
+    @property
+    def visible(self) -> int:
+        """How many are no white space."""
+        return len(self.classes_C) - self.counts[_SPACE]
+
+    @property
+    def is_cjk(self) -> bool:
+        """Whether at least CJK_SHARE of those that are no white space are Chinese, Japanese or Korean."""
+        return 0 < self.counts[_IDEOGRAPHIC] >= CJK_SHARE * self.visible
 
 
-def _is_cjk(classes_C: npt.NDArray[np.uint8]) -> bool:
-    cjk = np.count_nonzero(classes_C & 4)
-    return bool(cjk and cjk >= CJK_SHARE * np.count_nonzero(classes_C))
+@lru_cache(maxsize=1)  # of the document that one rule after the other looks at
+def _characters_of(text: str) -> _Characters:
+    codes_C = _codes(text)
+    classes_C = _class_table().take(codes_C)
+    counts = {kind: int(np.count_nonzero(classes_C == kind)) for kind in (_SPACE, _SYMBOL, _DIGIT, _IDEOGRAPHIC)}
+    return _Characters(codes_C, classes_C, counts)
 
 
-def _class_share(text: str, bit: int) -> float:
-    classes_C = _classes(text)
-    return int(np.count_nonzero(classes_C & bit)) / max(1, int(np.count_nonzero(classes_C)))
-
-
-def _classes(text: str) -> npt.NDArray[np.uint8]:
-    """uint8[C]: 0 white space, bit 0 symbol or punctuation, bit 1 digit, bit 2 CJK, bit 3 all else."""
-    classes_C: npt.NDArray[np.uint8] = _class_table()[_codes(text)]
-    return classes_C
+def _share(text: str, kind: int) -> float:
+    characters = _characters_of(text)
+    return characters.counts[kind] / max(1, characters.visible)
 
 
 def _codes(text: str) -> npt.NDArray[Any]:
@@ -212,26 +221,32 @@ def _class_table() -> npt.NDArray[np.uint8]:
 
 def _class(character: str) -> int:
     if character.isspace():
-        return 0
+        return _SPACE
     category = unicodedata.category(character)
     if category == "Nd":
-        return 2
+        return _DIGIT
     if category[0] in "PS":
-        return 1
-    return 4 if _CJK_PATTERN.match(character) else 8
+        return _SYMBOL
+    return _IDEOGRAPHIC if _CJK_PATTERN.match(character) else _ELSE
 
 
-def _surely_passes(filters: Filters, prints_U: Prints, sizes_U: npt.NDArray[np.int64], scale: int) -> bool:
+def _surely_passes(filters: Filters, prints_U: Prints, sizes_U: Sizes, scale: int) -> bool:
     """Whether upper bounds settle that no limit on n-grams is passed; n-grams of equal prints count as equal."""
-    tops, repeated, total = filters.max_top_ngrams, filters.max_repeated_ngrams, int(sizes_U.sum())
-    pairs_P = _joined(prints_U, prints_U, 1)
+    tops, repeated = filters.max_top_ngrams, filters.max_repeated_ngrams
+    total = prints_U.size if sizes_U is None else int(sizes_U.sum())
+    buckets_P = _buckets(_joined(prints_U, prints_U, 1), 1)
     # An n-gram has no more occurrences than any two neighbours in it: so no more characters than its pairs have.
-    heaviest = int(np.bincount(_buckets(pairs_P, 1), sizes_U[:-1] + sizes_U[1:]).max())
+    if sizes_U is None:
+        heaviest = 2 * int(np.bincount(buckets_P).max())
+    else:
+        heaviest = int(np.bincount(buckets_P, sizes_U[:-1] + sizes_U[1:]).max())
     if any((n * scale + 1) // 2 * heaviest / total > limit for n, limit in enumerate(tops, start=2)):
         return False
     # Repeated longer n-grams hold repeated shorter ones: the shortest has the largest share.
     limit = min(repeated, default=1.0)
-    return limit >= 1 or _repeated_share(_run_prints(prints_U, (2 + len(tops)) * scale), sizes_U) <= limit
+    return (
+        limit >= 1 or _repeated_share(_run_prints(prints_U, (2 + len(tops)) * scale), sizes_U, prints_U.size) <= limit
+    )
 
 
 def _run_prints(prints_U: Prints, length: int) -> Prints:
@@ -253,22 +268,20 @@ def _joined(left: Prints, right: Prints, distance: int) -> Prints:
     return left[: len(later)] * (_FACTOR_32 + np.uint32(2 * distance)) + later
 
 
-def _word_prints(codes_C: npt.NDArray[Any], classes_C: npt.NDArray[np.uint8]) -> tuple[Prints, npt.NDArray[np.int64]]:
+def _word_prints(characters: _Characters) -> tuple[Prints, Sizes]:
     """Of each word the sum over its characters, and their number."""
+    codes_C, classes_C, _ = characters
     inside_C2 = np.zeros(codes_C.size + 2, np.bool_)
-    inside_C2[1:-1] = classes_C != 0
+    inside_C2[1:-1] = classes_C != _SPACE
     edges = np.flatnonzero(inside_C2[1:] != inside_C2[:-1])
     starts_U, ends_U = edges[::2], edges[1::2]
     sums_C1 = np.zeros(codes_C.size + 1, np.uint32)
-    np.cumsum(_print_table()[codes_C], out=sums_C1[1:])
+    np.cumsum(_print_table().take(codes_C), out=sums_C1[1:])
     return sums_C1[ends_U] - sums_C1[starts_U], ends_U - starts_U
 
 
-def _character_prints(
-    codes_C: npt.NDArray[Any], classes_C: npt.NDArray[np.uint8]
-) -> tuple[Prints, npt.NDArray[np.int64]]:
-    prints_U = codes_C[classes_C != 0]
-    return prints_U, np.ones(prints_U.size, np.int64)
+def _character_prints(characters: _Characters) -> tuple[Prints, Sizes]:
+    return characters.codes_C[characters.classes_C != _SPACE], None
 
 
 @cache
@@ -286,8 +299,8 @@ def _words(text: str) -> Words:
 
 
 def _characters(text: str) -> Words:
-    codes_C = _codes(text)
-    ids_U = codes_C[_class_table()[codes_C] != 0].astype(np.uint64)
+    codes_C, classes_C, _ = _characters_of(text)
+    ids_U = codes_C[classes_C != _SPACE].astype(np.uint64)
     return ids_U, np.ones(len(ids_U), np.int64)
 
 
@@ -312,35 +325,42 @@ def _top_share(hashes: npt.NDArray[np.uint64], ends_U1: npt.NDArray[np.int64], l
     return int(np.max(counts * sizes[first] * (counts > 1))) / int(ends_U1[-1])
 
 
-def _repeated_share(hashes: npt.NDArray[Any], sizes_U: npt.NDArray[np.int64]) -> float:
+def _repeated_share(hashes: npt.NDArray[Any], sizes_U: Sizes, units: int) -> float:
     """Characters covered by n-grams that occurred before, each character counted once, as a share."""
-    n, reach = len(sizes_U) - len(hashes) + 1, 1
-    covered_U = np.zeros(len(sizes_U), np.bool_)
+    n, reach = units - len(hashes) + 1, 1
+    covered_U = np.zeros(units, np.bool_)
     covered_U[: len(hashes)] = _occurred_before(hashes)
     while reach < n:
         step = min(reach, n - reach)
         covered_U[step:] |= covered_U[:-step]
         reach += step
+    if sizes_U is None:
+        return int(np.count_nonzero(covered_U)) / units
     return int((sizes_U * covered_U).sum()) / int(sizes_U.sum())
 
 
 def _occurred_before(hashes: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Whether each hash stood at an earlier place. A table of first places settles all but a few, a sort those."""
     buckets, places = _buckets(hashes, 2), np.arange(len(hashes), dtype=np.int32)
-    table = np.empty(int(buckets.max()) + 1, np.int32)
+    table = np.empty(1 << _bucket_bits(len(hashes), 2), np.int32)
     table[buckets[::-1]] = places[::-1]
     first = table[buckets]
     later: npt.NDArray[np.bool_] = first != places
-    open_places = np.flatnonzero(hashes[first] != hashes)  # the first one of their bucket is another n-gram
+    repeated = np.flatnonzero(later)
+    open_places = repeated[hashes[first[repeated]] != hashes[repeated]]  # the first of their bucket is another n-gram
     if open_places.size:
         _, earliest = np.unique(hashes[open_places], return_index=True)
         later[open_places[earliest]] = False
     return later
 
 
+def _bucket_bits(count: int, spare_bits: int) -> int:
+    return count.bit_length() + spare_bits
+
+
 def _buckets(hashes: npt.NDArray[Any], spare_bits: int) -> npt.NDArray[np.int64]:
     """The upper bits of each hash, as many as number the hashes and `spare_bits` more."""
-    bits = len(hashes).bit_length() + spare_bits
+    bits = _bucket_bits(len(hashes), spare_bits)
     if hashes.dtype == np.uint32:
         return ((hashes * _FACTOR_32) >> np.uint32(max(0, 32 - bits))).astype(np.int64)
     return ((hashes * _FACTOR) >> np.uint64(64 - bits)).astype(np.int64)

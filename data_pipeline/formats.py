@@ -9,30 +9,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from data_pipeline.columnar import column_records
 from data_pipeline.errors import UserError
+from data_pipeline.record import BOM, OVERSIZED, FileProblemError, Record
 
 FORMATS = (".jsonl", ".json", ".txt", ".csv", ".parquet", ".arrow")
 COMPRESSIONS = ("", ".gz", ".zst")
 TXT_DOCUMENTS = ("block", "line", "file")
 JSON_BYTES = 64 << 20  # of a .json array, which is held in memory; without end as .jsonl
-OVERSIZED = "larger than --max-document-bytes"
-CUT = "cut at --max-document-bytes"
-BOM = "byte-order mark"
 _CHUNK_BYTES = 1 << 20
 _ZSTD_BYTES = 1 << 9  # of compressed input at a time: at the best ratio of zstd this becomes 16 MiB
 _HEAD_BYTES = 8 << 10  # looked at to tell text from binary
-_COLUMN_ROWS = 256  # at a time
 _UTF8_BOM = b"\xef\xbb\xbf"
-
-
-class Record(NamedTuple):
-    """One record of a file, as bytes that a worker turns into a text."""
-
-    line: int  # where it starts, from 1; the row in .parquet and .arrow, the element in .json
-    content: bytes
-    reason: str = ""  # why it is none, when the reader found that
-    repair: str = ""  # what the reader did to it
-    position: int = 0  # bytes of the file read by then, where tell() does not know
 
 
 class Stretch(NamedTuple):
@@ -40,14 +28,6 @@ class Stretch(NamedTuple):
 
     start: int
     stop: int
-
-
-class FileProblemError(Exception):
-    """A file that cannot be read, or not to its end: the kind for the report, and the details."""
-
-    def __init__(self, kind: str, details: str) -> None:
-        super().__init__(kind, details)
-        self.kind, self.details = kind, details
 
 
 def kind(path: Path) -> tuple[str, str]:
@@ -80,7 +60,7 @@ def records(
     """
     file_format, compression = kind(path)
     if file_format in (".parquet", ".arrow"):
-        yield from _with_problems_named(_columnar(file_format, file, text_field, limit))
+        yield from _with_problems_named(column_records(file_format, file, text_field, limit))
         return
     if stretch:
         chunks = _with_problems_named(_lines_of(file, stretch))
@@ -238,73 +218,6 @@ def _elements(text: str, limit: int) -> Iterator[Record]:
         end = space.match(text, end + 1).end()
 
 
-def _columnar(file_format: str, file: BinaryIO, text_field: str, limit: int) -> Iterator[Record]:
-    """The rows of one column; only that column is read."""
-    row = 0
-    for column, position in _parquet(file, text_field) if file_format == ".parquet" else _arrow(file, text_field):
-        for content in column_values(column, text_field):
-            row += 1
-            if content is None:
-                yield Record(row, b"", f"field {text_field!r} is not a string", position=position)
-            elif len(content) > limit:
-                yield Record(row, content[:limit], OVERSIZED, position=position)
-            else:
-                yield Record(row, content, position=position)
-
-
-def _parquet(file: BinaryIO, text_field: str) -> Iterator[tuple[Any, int]]:
-    import pyarrow.parquet as parquet  # type: ignore[import-untyped]
-
-    table = parquet.ParquetFile(file, memory_map=False, buffer_size=_CHUNK_BYTES, pre_buffer=False)
-    size, total, done = _size(file), max(1, table.metadata.num_rows), 0
-    _check_column(table.schema_arrow, text_field)
-    for batch in table.iter_batches(_COLUMN_ROWS, columns=[text_field], use_threads=False):
-        done += batch.num_rows
-        yield batch.column(text_field), size * done // total
-
-
-def _arrow(file: BinaryIO, text_field: str) -> Iterator[tuple[Any, int]]:
-    """Both kinds of .arrow: files, and the streams that the `datasets` library saves."""
-    import pyarrow
-
-    magic = file.read(6)
-    file.seek(0)
-    if magic == b"ARROW1":
-        reader = pyarrow.ipc.open_file(file)
-        batches: Iterable[Any] = (reader.get_batch(index) for index in range(reader.num_record_batches))
-    else:
-        reader = batches = pyarrow.ipc.open_stream(file)
-    _check_column(reader.schema, text_field)
-    for batch in batches:
-        for start in range(0, batch.num_rows, _COLUMN_ROWS):
-            yield batch.column(text_field).slice(start, _COLUMN_ROWS), file.tell()
-
-
-def _check_column(schema: Any, text_field: str) -> None:
-    if text_field not in schema.names:
-        raise FileProblemError("no text column", f"no column {text_field!r}, but {', '.join(schema.names)}")
-
-
-def column_values(column: Any, text_field: str) -> list[bytes | None]:
-    """The texts of a pyarrow column as UTF-8, None where there is none. FileProblemError when it holds no text."""
-    import pyarrow
-
-    if pyarrow.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    try:
-        values: list[bytes | None] = column.cast(pyarrow.large_binary()).to_pylist()
-    except pyarrow.ArrowNotImplementedError as error:
-        raise FileProblemError("no text column", f"column {text_field!r} holds {column.type}, not text") from error
-    return values
-
-
-def _size(file: BinaryIO) -> int:
-    position = file.tell()
-    size = file.seek(0, 2)
-    file.seek(position)
-    return size
-
-
 def _checked(chunks: Iterator[bytes]) -> Iterator[bytes]:
     """`chunks`, when they are text."""
     head = b""
@@ -381,7 +294,7 @@ def _with_problems_named(parts: Iterator[Any]) -> Iterator[Any]:
     """`parts`, with the errors of the disk, the decompressors and pyarrow as FileProblemError."""
     try:
         yield from parts
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:  # the last from names that pyarrow reads
         raise FileProblemError("damaged", f"cannot be read to its end: {error}") from error
     except Exception as error:
         if not _of_optional_library(type(error)):  # imported only where they are needed

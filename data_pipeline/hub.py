@@ -5,17 +5,18 @@ They are streamed, a shard (mostly one data file) at a time; code that comes wit
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import xxhash
 
+from data_pipeline.columnar import column_records, column_values, record
 from data_pipeline.errors import DataError, UserError
-from data_pipeline.formats import OVERSIZED, FileProblemError, Record, column_values
+from data_pipeline.record import FileProblemError, Record, Value
 
 PREFIX = "datasets:"
 _SYNTAX = re.compile(r"(?P<name>[^#]+?)(@(?P<config>[^@#/]+))?(#(?P<split>[^@#/]+))?")
@@ -48,13 +49,26 @@ def parse(spec: str) -> Dataset | None:
     return Dataset(match["name"], match["config"], match["split"] or "train")
 
 
+class _Opened(NamedTuple):
+    """What a data set gives its rows from."""
+
+    stream: Any  # of the library; of what save_to_disk wrote None
+    files: list[Path]  # of what save_to_disk wrote: Arrow files, which need no library
+    identity: str
+
+    @property
+    def shards(self) -> int:
+        """Parts that can be read apart."""
+        return max(1, len(self.files)) if self.stream is None else int(self.stream.num_shards)
+
+
 def describe(dataset: Dataset) -> tuple[int, str]:
     """The number of shards, and an identity that changes with the data: hashed revisions, or sizes and times of files.
 
     Raises UserError when the data set, its configuration or its split is not there or cannot be reached.
     """
-    stream, identity = _open(dataset)
-    return stream.num_shards, identity
+    opened = _open(dataset)
+    return opened.shards, opened.identity
 
 
 def records(dataset: Dataset, shard: int, shards: int, text_field: str, limit: int) -> Iterator[Record]:
@@ -63,22 +77,32 @@ def records(dataset: Dataset, shard: int, shards: int, text_field: str, limit: i
     `shards` is what `describe` said, or less. Raises UserError like `describe`, DataError when the hub fails in the
     middle, FileProblemError for a missing or other column and for damaged files.
     """
-    stream = _opened(dataset)
-    if shards > stream.num_shards:
-        raise DataError(
-            f"{dataset}: has {stream.num_shards} shards now, not {shards}: it changed; build with --restart"
-        )
+    opened = _opened(dataset)
+    if shards > opened.shards:
+        raise DataError(f"{dataset}: has {opened.shards} shards now, not {shards}: it changed; build with --restart")
+    if opened.stream is None:
+        found = _saved_records(opened.files[_part(len(opened.files), shard, shards)], text_field, limit)
+    else:
+        values = _streamed(opened.stream, shard, shards, text_field, limit)
+        found = (record(row, value, text_field) for row, value in enumerate(values, start=1))
+    yield from _with_problems_named(dataset, found)
+
+
+def _part(count: int, shard: int, shards: int) -> slice:
+    """Which of `count` files in order are part `shard` of `shards`."""
+    return slice(count * shard // shards, count * (shard + 1) // shards)
+
+
+def _saved_records(files: Sequence[Path], text_field: str, limit: int) -> Iterator[Record]:
     row = 0
-    for column in _with_problems_named(dataset, _columns(stream, shard, shards, text_field)):
-        for content in column_values(column, text_field):
-            row += 1
-            if content is None:
-                yield Record(row, b"", f"field {text_field!r} is not a string")
-            else:
-                yield Record(row, content[:limit], OVERSIZED if len(content) > limit else "")
+    for path in files:
+        with path.open("rb") as file:
+            for found in column_records(".arrow", file, text_field, limit):
+                row += 1
+                yield found._replace(line=row, position=0)
 
 
-def _columns(stream: Any, shard: int, shards: int, text_field: str) -> Iterator[Any]:
+def _streamed(stream: Any, shard: int, shards: int, text_field: str, limit: int) -> Iterator[Value]:
     """The text column, some rows at a time."""
     part = stream.shard(num_shards=shards, index=shard, contiguous=True)
     if part.column_names is not None:
@@ -86,7 +110,8 @@ def _columns(stream: Any, shard: int, shards: int, text_field: str) -> Iterator[
         part = part.select_columns([text_field])
     for table in part.with_format("arrow").iter(batch_size=_ROWS):
         _check_column(table.column_names, text_field)
-        yield from table.column(text_field).chunks
+        for column in table.column(text_field).chunks:
+            yield from column_values(column, text_field, limit)
 
 
 def _check_column(names: Iterable[str], text_field: str) -> None:
@@ -95,13 +120,12 @@ def _check_column(names: Iterable[str], text_field: str) -> None:
 
 
 @cache
-def _opened(dataset: Dataset) -> Any:
+def _opened(dataset: Dataset) -> _Opened:
     """Once in a process: the hub takes seconds to list the files of a large data set."""
-    return _open(dataset)[0]
+    return _open(dataset)
 
 
-def _open(dataset: Dataset) -> tuple[Any, str]:
-    """The data set as a stream, and its identity."""
+def _open(dataset: Dataset) -> _Opened:
     path = Path(dataset.name).expanduser()
     with _mistakes_named(dataset):
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
@@ -111,8 +135,8 @@ def _open(dataset: Dataset) -> tuple[Any, str]:
         return _open_files(dataset, path)
 
 
-def _open_saved(dataset: Dataset, path: Path) -> tuple[Any, str]:
-    """What save_to_disk wrote; its files are mapped, not read."""
+def _open_saved(dataset: Dataset, path: Path) -> _Opened:
+    """What save_to_disk wrote; the library maps its files, and names them in order."""
     import datasets
 
     saved = datasets.load_from_disk(str(path))
@@ -123,10 +147,10 @@ def _open_saved(dataset: Dataset, path: Path) -> tuple[Any, str]:
     elif dataset.split != "train":
         raise UserError(f"{dataset}: {path} holds one data set without splits; leave #{dataset.split} away")
     files = [Path(entry["filename"]) for entry in saved.cache_files]
-    return saved.to_iterable_dataset(num_shards=max(1, len(files))), _stamp([_local(file) for file in files])
+    return _Opened(None, files, _stamp([_local(file) for file in files]))
 
 
-def _open_files(dataset: Dataset, path: Path) -> tuple[Any, str]:
+def _open_files(dataset: Dataset, path: Path) -> _Opened:
     """Data files of the hub, of a folder, or one by its name."""
     import datasets
 
@@ -138,7 +162,8 @@ def _open_files(dataset: Dataset, path: Path) -> tuple[Any, str]:
     if data_files and dataset.split not in data_files:
         raise _no_split(dataset, data_files)
     found = data_files.get(dataset.split)
-    return builder.as_streaming_dataset(split=dataset.split), _stamp(_origins(found) if found else [builder.hash])
+    identity = _stamp(_origins(found) if found else [builder.hash])
+    return _Opened(builder.as_streaming_dataset(split=dataset.split), [], identity)
 
 
 def _origins(files: Any) -> list[str]:
@@ -191,9 +216,9 @@ def _mistakes_named(dataset: Dataset) -> Iterator[None]:
         raise UserError(f"{dataset}: {_why(error)}") from error
 
 
-def _with_problems_named(dataset: Dataset, columns: Iterator[Any]) -> Iterator[Any]:
+def _with_problems_named(dataset: Dataset, found: Iterator[Record]) -> Iterator[Record]:
     try:
-        yield from columns
+        yield from found
     except FileProblemError:
         raise
     except Exception as error:

@@ -7,19 +7,9 @@ from dataclasses import dataclass, field
 
 from data_pipeline import hub
 from data_pipeline.filters import Filters
-from data_pipeline.formats import (
-    BOM,
-    CUT,
-    OVERSIZED,
-    FileProblemError,
-    Record,
-    Stretch,
-    csv_fields,
-    cut_at_character,
-    kind,
-    records,
-)
+from data_pipeline.formats import Stretch, csv_fields, cut_at_character, kind, records
 from data_pipeline.inputs import Input, open_input
+from data_pipeline.record import BOM, CUT, OVERSIZED, FileProblemError, Record
 
 UNIT_BYTES = 1 << 20  # of records: some tenths of a second of work, small enough to balance, large enough to ship
 DEFAULT_MAX_DOCUMENT_BYTES = 8 << 20

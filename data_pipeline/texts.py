@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from data_pipeline.clean import clean, normalize, unwanted_kinds
 from data_pipeline.errors import DataError
-from data_pipeline.formats import Record, line_start
+from data_pipeline.formats import line_start
 from data_pipeline.inputs import Input, open_input
 from data_pipeline.notes import Example, Notes, excerpt
+from data_pipeline.record import Record
 from data_pipeline.sources import BadRecordError, Reading, Unit, read_units, record_text
 
 EMPTY = "empty after cleaning"

@@ -10,6 +10,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 from pathlib import Path
@@ -49,7 +50,7 @@ class WordPiece:
         self._prefix: str = tokenizer.model.continuing_subword_prefix
         settings = json.loads(tokenizer.to_str())
         self._is_bert = _is_bert(settings)
-        self._fast = _open_tokie(settings) if fast else None
+        self._fast = _open_tokie(tokenizer.to_str()) if fast else None
 
     def ids(self, text: str) -> Numbers:
         """Ids of `text`, [T], without [CLS] and [SEP]."""
@@ -104,7 +105,7 @@ def why_slow(tokenizer: Tokenizer) -> str:
     settings = json.loads(tokenizer.to_str())
     if not _is_bert(settings) or not _is_proven(settings):
         return "the tokenizer is not of BERT's kind"
-    if not _agree(tokenizer, _open_tokie(settings), settings["model"]["vocab"]):
+    if not _agree(tokenizer, _open_tokie(tokenizer.to_str()), settings["model"]["vocab"]):
         return "tokie and tokenizers differ on this vocabulary"
     return ""
 
@@ -179,11 +180,12 @@ def _is_proven(settings: dict[str, Any]) -> bool:
     )
 
 
-def _open_tokie(settings: dict[str, Any]) -> _Flat:
+@lru_cache(maxsize=1)  # it is compared first and then used
+def _open_tokie(tokenizer_json: str) -> _Flat:
     import tokie
 
     # With these, tokie takes a literal "[MASK]" for the special token.
-    settings = settings | {"added_tokens": [], "post_processor": None}
+    settings = json.loads(tokenizer_json) | {"added_tokens": [], "post_processor": None}
     with tempfile.TemporaryDirectory() as folder:  # it reads files only
         path = Path(folder) / "tokenizer.json"
         path.write_text(json.dumps(settings), encoding="utf-8")

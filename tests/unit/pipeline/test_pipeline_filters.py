@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from data_pipeline import filters as module
 from data_pipeline.clean import clean
 from data_pipeline.errors import UserError
-from data_pipeline.filters import MIN_WORDS, NAMES, Failed, Filters, chosen, is_cjk
+from data_pipeline.filters import MIN_WORDS, NAMES, Failed, Filters, chosen
 
 DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 RNG = random.Random(0)
@@ -101,7 +101,7 @@ def test_repetition_is_gophers_by_a_slow_loop(seed, letters, longest):
 
 def slow_failed(filters, text):
     """The rule without bounds or hashes: every n in turn."""
-    scale = 2 if is_cjk(text) else 1
+    scale = 2 if module._characters_of(text).is_cjk else 1
     units = [c for c in text if not c.isspace()] if scale == 2 else text.split()
     if len(units) < MIN_WORDS * scale:
         return None
@@ -160,7 +160,6 @@ def test_no_text_crashes_a_filter(text):
     text = clean(text * 3)
     if text:
         Filters(min_characters=0).failed(text)
-        is_cjk(text)
 
 
 def test_names_are_chosen_by_a_list():
@@ -174,7 +173,7 @@ def test_names_are_chosen_by_a_list():
 
 def test_languages_turn_their_filter_on():
     """Reference: written by hand."""
-    pytest.importorskip("py3langid")
+    pytest.importorskip("pycld2")
     assert chosen("all", ["en"]) == (*NAMES, "language")
     assert chosen("none", ["en", "und"]) == ("language",)
     with pytest.raises(UserError, match="needs --languages"):
@@ -185,7 +184,7 @@ def test_languages_turn_their_filter_on():
 
 def test_other_languages_are_dropped_and_named():
     """Reference: written by hand; what is too short to tell is dropped unless it is asked for."""
-    pytest.importorskip("py3langid")
+    pytest.importorskip("pycld2")
     german = "Der Mond ist aufgegangen, die goldnen Sternlein prangen am Himmel hell und klar."
     filters = Filters(chosen("all", ["en", "zh"]), languages=("en", "zh"))
     assert filters.failed(german) == Failed("language", "de")
@@ -194,7 +193,7 @@ def test_other_languages_are_dropped_and_named():
     assert filters.failed("The moon has risen, and the golden stars shine in the sky.") is None
     assert Filters(chosen("none", ["en"]), languages=("en",)).failed("12 345") == Failed("language", "und")
     assert Filters(chosen("none", ["und"]), languages=("und",)).failed("12 345") is None
-    assert filters.settings()["language_model"].startswith("py3langid ")
+    assert filters.settings()["language_model"].startswith("pycld2 ")
     assert "language_model" not in Filters().settings()
 
 

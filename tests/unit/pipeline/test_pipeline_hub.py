@@ -7,7 +7,7 @@ import pytest
 
 from data_pipeline import hub
 from data_pipeline.errors import DataError, UserError
-from data_pipeline.formats import OVERSIZED, FileProblemError
+from data_pipeline.record import OVERSIZED, FileProblemError
 
 datasets = pytest.importorskip("datasets")
 TEXTS = [f"text {number} 中文 🙂" for number in range(1000)]

@@ -6,7 +6,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from data_pipeline import filters
+from data_pipeline import characters, filters
 from data_pipeline.dedup import units
 from data_pipeline.unicode_tables import ALIKE, other_codes, tabulate
 
@@ -39,3 +39,16 @@ def test_the_tables_of_filters_and_units_are_those_of_their_functions():
     np.testing.assert_array_equal(filters._class_table(), expected)
     lower = np.array([units._lower(chr(code)) for code in ALL], np.uint32)
     np.testing.assert_array_equal(units._code_table() & np.uint32(units._CJK_FLAG - 1), lower)
+
+
+def test_the_table_of_proven_characters_is_that_of_its_functions():
+    """Reference: its functions, character by character; beyond the first 65,536 emojis and rare ideographs only."""
+    numbers = [*range(0x10000), *(number for emojis in characters._EMOJIS for number in emojis)]
+    first, expected = np.zeros(len(ALL), np.uint8), np.zeros(len(ALL), np.uint8)
+    for number in numbers:
+        first[number] = characters._class_if_old(number)
+    for number in numbers:
+        if first[number] and not characters._is_changed(number, first):
+            expected[number] = first[number]
+    expected[characters._RARE_IDEOGRAPHS] = characters.IDEOGRAPH
+    np.testing.assert_array_equal(characters._table(), expected)
