@@ -38,6 +38,7 @@ from train.training_data import (
     open_walk,
     packing_rules,
     stage_steps,
+    token_shares,
     weights_at,
 )
 from train.vocabulary import load_vocabulary
@@ -83,7 +84,8 @@ def report(config: Config, rows_shown: int) -> Iterator[str]:
         raise UserError(f"--rows {rows_shown}: give 0 or more")
     sets = open_data_sets(config, local_folders(config))
     try:
-        load_vocabulary(sets[0].manifest)  # names a damaged tokenizer before anything is planned
+        # Names a damaged tokenizer before anything is planned.
+        load_vocabulary(*(data_set.manifest for data_set in sets), shares=token_shares(config))
         yield from _report(config, sets, rows_shown)
     finally:
         close_stores(sets)
@@ -120,7 +122,7 @@ def _open(config: Config, sets: Sequence[DataSet]) -> tuple[Walk, Plans]:
             plans[key] = open_plan(data_set.manifest, SPLIT, rules, data_set.store)
         return plans[key]
 
-    return open_walk(config, sets, plan_of), plans
+    return open_walk(config, sets, plan_of, word_starts=True), plans
 
 
 def follow(config: Config, walk: Walk, manifests: Sequence[Manifest], plans: Plans) -> list[Leg]:
@@ -285,7 +287,9 @@ def _filled(batch: Batch, length: int) -> str:
 
 
 def document_lines(batch: Batch, vocabulary: Sequence[str]) -> Iterator[str]:
-    """Each document of a batch, its words apart and the pieces of a word joined by a mark."""
+    """Each document of a batch that has word starts, its words apart and the pieces of a word joined by a mark."""
+    if batch.word_starts_T is None:
+        raise ValueError("the batch was read without word starts")
     tokens_T, starts_T = [vocabulary[i] for i in batch.ids_T.tolist()], batch.word_starts_T.tolist()
     for start, end in pairwise(batch.cu_seqlens_D1.tolist()):
         yield words_line(tokens_T[start:end], starts_T[start:end])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
+
+import numpy as np
 
 from train.config import Config
 from train.data.data_set import GIGABYTE, DataSet, open_data_set
@@ -32,14 +35,19 @@ def local_folders(config: Config) -> list[str]:
 
 def local_folders_of_all(config: Config, ranks: Ranks) -> list[str]:
     """`local_folders` on one rank of each node, while the others wait. Raises the same on every rank."""
-    folders = on_first_rank(ranks, lambda: local_folders(config))
+    names = on_first_rank(ranks, lambda: _folder_names(local_folders(config)))
 
     def fetch_for_node() -> None:
-        if ranks.local_rank == 0 and ranks.rank and local_folders(config) != folders:
+        if ranks.local_rank == 0 and ranks.rank and _folder_names(local_folders(config)) != names:
             raise DataError(f"{', '.join(_paths(config))}: changed while the run began; give the same command again")
 
     together(ranks, fetch_for_node)
-    return folders
+    cache = _cache(config)  # "~" may be another folder on each node
+    return [str(cache / name) if is_remote(path) else path for path, name in zip(_paths(config), names, strict=True)]
+
+
+def _folder_names(folders: Sequence[str]) -> list[str]:
+    return [Path(folder).name for folder in folders]
 
 
 def open_data_sets(config: Config, folders: Sequence[str]) -> list[DataSet]:
@@ -95,13 +103,20 @@ def needed_plans(config: Config, sets: Sequence[DataSet]) -> list[tuple[DataSet,
     return [(data_set, packing_rules(config, length)) for length in _lengths(config) for data_set in sets]
 
 
-def open_walk(config: Config, sets: Sequence[DataSet], plan_of: PlanOf) -> EpochWalk | MixtureWalk:
-    """The walk through one data set, or through several, or through rows whose length changes."""
+def open_walk(
+    config: Config, sets: Sequence[DataSet], plan_of: PlanOf, *, word_starts: bool | None = None
+) -> EpochWalk | MixtureWalk:
+    """The walk through one data set, or through several, or through rows whose length changes.
+
+    Its batches have word starts where the objective needs them, or as `word_starts` says.
+    """
     repeat, seed = config.data.when_exhausted == "repeat", config.run.seed
+    words = config.objective.needs_word_starts if word_starts is None else word_starts
 
     def walk(data_set: DataSet, length: int, *, repeat: bool = True) -> EpochWalk:
         plan = plan_of(data_set, packing_rules(config, length))
-        return EpochWalk(data_set.manifest, SPLIT, plan, seed, repeat=repeat, store=data_set.store)
+        manifest, store = data_set.manifest, data_set.store
+        return EpochWalk(manifest, SPLIT, plan, seed, repeat=repeat, store=store, word_starts=words)
 
     if config.data.path and not config.data.sequence_length_at:
         return walk(sets[0], config.data.sequence_length, repeat=repeat)
@@ -128,6 +143,16 @@ def weights_at(config: Config, step: int) -> tuple[float, ...]:
     for change in config.data.weights_at:
         weights_K = change.weights if change.step <= step else weights_K
     return weights_K
+
+
+def token_shares(config: Config) -> tuple[float, ...]:
+    """The share of each source in the tokens of the whole run, all rows taken as full; they add up to 1."""
+    steps, shares_K = config.run.steps, np.zeros(len(config.data.sources) or 1)
+    for start, end in pairwise([*(step for step in stage_steps(config) if step < steps), steps]):
+        weights_K = np.array(weights_at(config, start))
+        tokens = 1 if config.batch.same_tokens_per_step else length_at(config, start)
+        shares_K += (end - start) * tokens * weights_K / weights_K.sum()
+    return tuple((shares_K / shares_K.sum()).tolist())
 
 
 def _paths(config: Config) -> list[str]:

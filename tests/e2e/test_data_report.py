@@ -26,7 +26,8 @@ from train.training_data import SPLIT, local_folders, open_data_sets, open_walk,
 def steps_of(config: Config, micro: int) -> list:
     """The micro-batches of every step of the run, as one rank reads them."""
     sets = open_data_sets(config, local_folders(config))
-    walk = open_walk(config, sets, lambda data_set, rules: plan_rows(data_set.manifest, SPLIT, rules))
+    plan_of = lambda data_set, rules: plan_rows(data_set.manifest, SPLIT, rules)  # noqa: E731
+    walk = open_walk(config, sets, plan_of, word_starts=True)
     stream = TrainStream(walk, Share(0, 1, micro, config.batch.global_batch_size), walk.start)
     try:
         return [batches for batches, _ in (step for _, step in zip(range(config.run.steps), stream, strict=False))]

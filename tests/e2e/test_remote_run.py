@@ -4,20 +4,26 @@ import json
 import pydoc_data.topics
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from e2e_commands import ROOT, TINY, command, metrics, start
 
+from data_pipeline.manifest import load_manifest
+from train.data.order import lanes_for
+
 pytest.importorskip("s3fs", reason='needs s3fs: pip install -e ".[test]"')
 pytest.importorskip("moto", reason='needs moto: pip install -e ".[test]"')
 pytest.importorskip("flask_cors", reason='needs flask and flask-cors: pip install -e ".[test]"')
 
 sys.path.insert(0, str(ROOT / "tests" / "integration"))
+from range_server import RangeHandler, file_server
 from s3_server import s3_server
 from store_proxy import StoreProxy
 
@@ -158,3 +164,47 @@ def test_a_run_that_waits_for_its_store_stops_when_asked(proxy, many_blocks, tmp
     assert process.returncode == 75, output
     reached = metrics(run)[-1]["step"]
     assert 5 <= reached < STEPS and (run / "checkpoints" / f"step-{reached:08d}").exists()
+
+
+def test_two_nodes_fetch_each_block_once_between_them(many_blocks, tmp_path, monkeypatch):
+    """Reference: the requests that the server saw for whole blocks, and what each node has in its cache.
+
+    Two nodes of two ranks, each with a home of its own, share this machine. A block belongs to one lane and with it to
+    one rank, but for those at the border of two lanes.
+    """
+    pytest.importorskip("aiohttp", reason='needs aiohttp: pip install -e ".[test]"')
+    asked: list[tuple[str, str]] = []
+
+    class Listening(RangeHandler):
+        def do_GET(self) -> None:
+            asked.append((self.path.lstrip("/"), self.headers.get("Range", "")))
+            super().do_GET()
+
+    shards = load_manifest(many_blocks).splits["train"].shards
+    whole = {
+        (shard.name, f"bytes={block.offset}-{block.offset + block.bytes - 1}"): f"{block.checksum}-{block.bytes}"
+        for shard in shards
+        for block in shard.blocks
+    }
+    assert len(set(whole.values())) == len(whole) == SOURCES
+    with file_server(many_blocks, Listening) as port, socket.create_server(("127.0.0.1", 0)) as free:
+        words = ["train", "launch", "--nnodes", 2, "--nproc-per-node", 2, "--master-addr", "127.0.0.1"]
+        words += ["--master-port", free.getsockname()[1]]
+        free.close()
+        settings = ["configs/demo.yaml", *TINY, "run.steps=30", "validation.interval_steps=100"]
+        settings += [f"data.path=http://127.0.0.1:{port}", "data.cache=~/cache", f"run.directory={tmp_path / 'run'}"]
+        agents = []
+        for node in range(2):
+            (tmp_path / f"node-{node}").mkdir()
+            monkeypatch.setenv("HOME", str(tmp_path / f"node-{node}"))
+            agents.append(start(*words, "--node-rank", node, "pretrain", *settings))
+        outputs = [agent.communicate(timeout=200)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], outputs
+    assert metrics(tmp_path / "run")[-1]["epoch"] < 1, "in the next epoch a block may belong to another rank"
+    fetched = Counter(whole[request] for request in asked if request in whole)
+    names, borders = set(whole.values()), lanes_for(SOURCES) - 1
+    cached = [names & {path.name for path in (tmp_path / f"node-{node}/cache/blocks").iterdir()} for node in range(2)]
+    assert all(cached) and len(cached[0] | cached[1]) > SOURCES // 2
+    assert len(cached[0] & cached[1]) <= borders
+    assert set(fetched) == cached[0] | cached[1]
+    assert sum(fetched.values()) <= len(fetched) + borders, "a block is asked for by one rank, at a border by two"

@@ -1,24 +1,23 @@
 """Data sets behind S3 and HTTP: real servers on this machine, and everything a network does to what they answer."""
 
 import gc
-import http.server
-import re
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import xxhash
+from range_server import RangeHandler, RangelessHandler, SigningHandler, file_server
+from remote_sets import blocks_of, local_bytes, reads_all, write_small_set
 from s3_server import s3_server
 from store_proxy import StoreProxy
 
 from data_pipeline.errors import DataError, UserError
-from data_pipeline.manifest import BlockEntry, Manifest, Split, load_manifest, write_manifest
-from data_pipeline.shards import ShardWriter, encode_block
+from data_pipeline.manifest import Manifest, load_manifest
 from train.data.remote import BlockStore, localize
 
 fsspec = pytest.importorskip("fsspec")
@@ -37,31 +36,8 @@ UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent
 
 @pytest.fixture(scope="module")
 def data_set(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    """Two shards of 12 blocks of about 12 kB with all that the pipeline puts beside them."""
-    folder = tmp_path_factory.mktemp("set")
-    rng, shards, documents, tokens = np.random.default_rng(1), [], 4, 5_000
-    for number in range(2):
-        with ShardWriter(folder / f"train-{number:06d}.tar") as writer:
-            for block in range(12):
-                ids = rng.integers(5, 30_000, size=tokens).astype(np.uint16)
-                offsets = np.linspace(0, tokens, documents + 1).astype(np.uint32)
-                content = encode_block(12 * number + block, ids, offsets, rng.random(tokens) < 0.5, "test")
-                writer.write(content, tokens, documents)
-            shards.append(writer.finish())
-    (folder / "tokenizer").mkdir()
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / "tokenizer" / name).write_text(f'"{name}"', encoding="utf-8")
-    np.save(folder / "token-counts.npy", np.zeros(30_000, np.int64))
-    return write_manifest(
-        folder,
-        token_dtype="uint16",  # noqa: S106 (a token of text, no secret)
-        vocabulary_size=30_000,
-        special_ids={"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4},
-        tokenizer_checksum=xxhash.xxh3_128_hexdigest((folder / "tokenizer" / "tokenizer.json").read_bytes()),
-        settings={},
-        splits={"train": Split.of(shards)},
-        token_counts_checksum=xxhash.xxh3_128_hexdigest((folder / "token-counts.npy").read_bytes()),
-    )
+    """24 small blocks."""
+    return write_small_set(tmp_path_factory.mktemp("set"))
 
 
 @pytest.fixture(scope="module")
@@ -107,19 +83,6 @@ def messages(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(log, "propagate", True)
     caplog.set_level("INFO", logger="bertmae")
     return caplog
-
-
-def blocks_of(manifest: Manifest) -> list[tuple[str, BlockEntry]]:
-    return [(shard.name, block) for shard in manifest.splits["train"].shards for block in shard.blocks]
-
-
-def local_bytes(manifest: Manifest, shard: str, entry: BlockEntry) -> bytes:
-    return (manifest.directory / shard).read_bytes()[entry.offset : entry.offset + entry.bytes]
-
-
-def reads_all(store: BlockStore, manifest: Manifest) -> bool:
-    """Whether every block has the bytes of the local file."""
-    return all(store.get(*block) == local_bytes(manifest, *block) for block in blocks_of(manifest))
 
 
 def test_a_data_set_in_s3_is_the_local_one(
@@ -292,54 +255,11 @@ def test_no_network_is_told_after_a_while(tmp_path: Path, monkeypatch: pytest.Mo
         localize(f"s3://{BUCKET}/sets/one", tmp_path, patience=0.3)
 
 
-class RangeHandler(http.server.SimpleHTTPRequestHandler):
-    """Files with ranges, to those who give the right signature; HTTP/1.1 keeps connections open."""
-
-    protocol_version = "HTTP/1.1"
-    with_ranges = True
-
-    def do_GET(self) -> None:
-        """A whole file or a range of it; without the signature, 401."""
-        path = Path(self.directory) / self.path.partition("?")[0].lstrip("/")
-        signed = self.path.endswith("?signature=secret")
-        if not signed or not path.is_file():
-            self.send_error(404 if signed else 401)
-            return
-        content, status = path.read_bytes(), 200
-        bounds = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")) if self.with_ranges else None
-        if bounds:
-            content, status = content[int(bounds[1]) : int(bounds[2]) + 1], 206
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
-class RangelessHandler(RangeHandler):
-    """Whole files only, as python -m http.server gives them."""
-
-    with_ranges = False
-
-
 @pytest.fixture
 def serve(data_set: Manifest) -> Iterator[Callable[[type[RangeHandler]], str]]:
     """A function that serves the data set over HTTP; its URL."""
-    servers = []
-
-    def start(handler: type[RangeHandler]) -> str:
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=data_set.directory))
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_port}"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with ExitStack() as servers:
+        yield lambda handler: f"http://127.0.0.1:{servers.enter_context(file_server(data_set.directory, handler))}"
 
 
 def test_a_data_set_behind_http_is_the_local_one(
@@ -349,7 +269,7 @@ def test_a_data_set_behind_http_is_the_local_one(
     tmp_path: Path,
 ) -> None:
     """A signature in the query goes with every request, and into no message."""
-    url = serve(RangeHandler)
+    url = serve(SigningHandler)
     assert load_manifest(localize(f"{url}/?signature=secret", tmp_path)).identity == data_set.identity
     assert reads_all(open_store(f"{url}?signature=secret"), data_set)
     with pytest.raises(UserError, match=rf"^{url}/manifest\.json: the store refuses to give it \(HTTP 401") as caught:
@@ -363,7 +283,7 @@ def test_a_store_that_is_closed_keeps_no_connection(
     data_set: Manifest, serve: Callable[[type[RangeHandler]], str], open_store: Callable[..., BlockStore]
 ) -> None:
     """Connections are kept between reads, and no longer."""
-    proxy = StoreProxy(int(serve(RangeHandler).rpartition(":")[2]))
+    proxy = StoreProxy(int(serve(SigningHandler).rpartition(":")[2]))
     store = open_store(f"http://127.0.0.1:{proxy.port}?signature=secret")
     assert reads_all(store, data_set)
     assert proxy.connections
@@ -376,3 +296,19 @@ def test_a_server_without_ranges_is_refused(serve: Callable[[type[RangeHandler]]
     """It would send whole shards; the first small file tells."""
     with pytest.raises(UserError, match="the server ignores ranges"):
         localize(f"{serve(RangelessHandler)}?signature=secret", tmp_path)
+
+
+def test_a_server_of_an_unknown_authority_is_refused_at_once(
+    data_set: Manifest, proxy: StoreProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For s3 and for https: one line with the way out, without the patience that a store away is given."""
+    trustme = pytest.importorskip("trustme", reason='needs trustme: pip install -e ".[test]"')
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    with file_server(data_set.directory, tls=context) as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://127.0.0.1:{port}")
+        for address in (f"s3://{BUCKET}/sets/one", f"https://127.0.0.1:{port}"):
+            began = time.monotonic()
+            with pytest.raises(UserError, match=rf"^{address}/manifest\.json: the server's certificate is not trusted"):
+                localize(address, tmp_path)
+            assert time.monotonic() - began < 5

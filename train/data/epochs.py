@@ -5,6 +5,7 @@ The cursor alone says where to go on: nothing is replayed, at 90 % of ten millio
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import xxhash
 
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import Manifest
-from train.data.batch import Batch, make_batch
+from train.data.batch import Batch, join_rows, read_layout
+from train.data.layout import Layout, lay_out
 from train.data.order import FILLER_ROW, ORDER_VERSION, Cursor, EpochOrder, Indices, Share, advance, epoch_order
 from train.data.packing import RowPlan
 from train.data.reader import ShardReader
@@ -20,7 +22,7 @@ from train.data.remote import BlockStore
 from train.data.splits import find_split
 from train.monitor.logs import log
 
-_STEPS_AT_ONCE = 16
+_PIECES_AT_ONCE = 16384  # of a rank, laid out ahead of use
 
 
 class EpochWalk:
@@ -35,8 +37,10 @@ class EpochWalk:
         *,
         repeat: bool = True,
         store: BlockStore | None = None,
+        word_starts: bool = True,
     ) -> None:
         """Open nothing yet. Raises UserError for an unknown or empty split."""
+        self.word_starts = word_starts  # whether the batches have them
         self.plan = plan
         self.reader = ShardReader(manifest, split, plan, store)
         if not plan.rows:
@@ -49,13 +53,14 @@ class EpochWalk:
         self._seed = seed
         self._repeat = repeat
         self._order: tuple[int, int, EpochOrder] | None = None  # of the epoch and the blocks asked for last
-        self._ahead: dict[tuple[Cursor, Share], Indices] = {}
+        self._ahead: dict[tuple[Cursor, Share], list[Layout]] = {}
 
     def batches(self, cursor: Cursor, share: Share) -> list[Batch]:
         """This rank's micro-batches of the global batch at `cursor`."""
-        ids = self.special_ids
+        plan, reader, ids, words = self.plan, self.reader, self.special_ids, self.word_starts
         return [
-            make_batch(row_ids_M, self.plan, self.reader, ids, cursor.epoch) for row_ids_M in self._rows(cursor, share)
+            join_rows([read_layout(layout, plan, reader, ids, word_starts=words)], cursor.epoch)
+            for layout in self._layouts(cursor, share)
         ]
 
     def prefetch(self, cursor: Cursor, share: Share) -> None:
@@ -98,16 +103,20 @@ class EpochWalk:
         """(name, share of all rows read, plan) of each data set."""
         return [("The training split", 1.0, self.plan)]
 
-    def _rows(self, cursor: Cursor, share: Share) -> Indices:
-        """Row ids [A, M] of this rank; those of a few steps are made at once, as many small arrays cost more time."""
+    def _layouts(self, cursor: Cursor, share: Share) -> list[Layout]:
+        """Of the micro-batches of this rank; those of many steps are made at once, as small arrays cost more time."""
         size = share.global_batch_size
         if (cursor, share) not in self._ahead:
-            steps = _STEPS_AT_ONCE if self._ahead else 1  # the first batch of all comes at once
-            starts = range(cursor.position, cursor.position + size * steps, size)
+            pieces_a_step = size * len(self.plan.piece_length_P) // (self.plan.rows * share.world_size)
+            # The first batch of all comes at once.
+            steps = max(1, _PIECES_AT_ONCE // max(1, pieces_a_step)) if self._ahead else 1
+            starts = range(cursor.position, min(cursor.position + size * steps, self._epoch_rows(cursor)), size)
             position_SAM = np.stack([share.positions(start) for start in starts])
-            row_ids_SAM = self.order(cursor).rows_at(position_SAM)
+            row_ids_NM = self.order(cursor).rows_at(position_SAM).reshape(-1, share.micro_batch_size)
+            layouts = iter(lay_out(row_ids_NM, self.plan))
             cursors = (replace(cursor, position=start) for start in starts)
-            self._ahead = {(at, share): row_ids_AM for at, row_ids_AM in zip(cursors, row_ids_SAM, strict=True)}
+            micro_batches = position_SAM.shape[1]
+            self._ahead = {(at, share): list(islice(layouts, micro_batches)) for at in cursors}
         return self._ahead[cursor, share]
 
     @property

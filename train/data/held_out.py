@@ -29,11 +29,14 @@ class HeldOutRows:
         world_size: int,
         max_rows: int,
         store: BlockStore | None = None,
+        *,
+        word_starts: bool = True,
     ) -> None:
         """Plan the rows, which reads no more blocks than needed. Raises UserError for an unknown split."""
         self._plan = plan_rows(manifest, split, rules, max_rows, store)
         self._reader = ShardReader(manifest, split, self._plan, store)
         self._special_ids = manifest.special_ids
+        self._word_starts = word_starts
         self.rows = min(self._plan.rows, max_rows)
         round_size = world_size * micro_batch_size
         self._share = Share(rank, world_size, micro_batch_size, -(-self.rows // round_size) * round_size)
@@ -44,4 +47,6 @@ class HeldOutRows:
         row_ids_AM[row_ids_AM >= self.rows] = FILLER_ROW
         self._reader.prefetch(self._plan.blocks_of(row_ids_AM[row_ids_AM != FILLER_ROW]))
         for row_ids_M in row_ids_AM:
-            yield make_batch(row_ids_M, self._plan, self._reader, self._special_ids, _EPOCH)
+            yield make_batch(
+                row_ids_M, self._plan, self._reader, self._special_ids, _EPOCH, word_starts=self._word_starts
+            )

@@ -9,9 +9,11 @@ Legend: K sources, N positions.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from data_pipeline.errors import UserError
@@ -22,7 +24,12 @@ from train.data.packing import RowPlan
 from train.data.proportions import in_parts, source_counts
 
 SUPER_BLOCK = 1000
+_ROWS_AT_ONCE = 8192  # of a rank, drawn ahead of use
 _EPOCH_BITS = 40  # of a row's number for the masks: its epoch stands above the number of its row
+
+
+_Part = tuple[int, int, Indices]  # a source, its epoch, rows
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +52,7 @@ class MixtureWalk:
         self._seed = seed
         self._repeat = repeat
         self._last: tuple[int, int, tuple[Indices, Indices]] | None = None  # the super-block asked for last
+        self._ahead: dict[tuple[Cursor, Share], list[list[_Part]]] = {}
         self.start = Cursor(0, 0, begun=(0,) * len(names_K))
 
     def at(self, cursor: Cursor, step: int) -> Cursor:
@@ -64,11 +72,11 @@ class MixtureWalk:
 
     def batches(self, cursor: Cursor, share: Share) -> list[Batch]:
         """This rank's micro-batches of the global batch at `cursor`."""
-        stage = self._stages[cursor.epoch]
-        position_AM = shrunk(share, stage.shrink).positions(cursor.position)
-        source_N, number_N = self._draw(cursor, position_AM.ravel())
-        micro_batches = zip(source_N.reshape(position_AM.shape), number_N.reshape(position_AM.shape), strict=True)
-        return [join_rows(list(_read_micro_batch(stage, *drawn)), epoch=0) for drawn in micro_batches]
+        sources_K = self._stages[cursor.epoch].sources_K
+        return [
+            join_rows([_read_rows(sources_K, source, epoch, row_N) for source, epoch, row_N in parts], epoch=0)
+            for parts in self._parts(cursor, share)
+        ]
 
     def prefetch(self, cursor: Cursor, share: Share) -> None:
         """Have the blocks of this rank's part of the global batch at `cursor` fetched in the background."""
@@ -77,7 +85,7 @@ class MixtureWalk:
         source_N, number_N = self._draw(cursor, position_N)
         for k, source in enumerate(stage.sources_K):
             if source.is_remote:
-                for _, row_N in _rows_by_epoch(source, number_N[source_N == k]):
+                for _, _, row_N in _rows_by_epoch(source, number_N[source_N == k]):
                     source.prefetch_rows(row_N)
 
     @property
@@ -151,6 +159,21 @@ class MixtureWalk:
                 )
         return cursor
 
+    def _parts(self, cursor: Cursor, share: Share) -> list[list[_Part]]:
+        """Of each micro-batch of this rank; those of many steps are drawn at once, as small arrays cost more time."""
+        if (cursor, share) not in self._ahead:
+            stage = self._stages[cursor.epoch]
+            mine = shrunk(share, stage.shrink)
+            # No more than an epoch of the smallest source: each epoch has an order of its own to be made.
+            rows = min(_ROWS_AT_ONCE, *(source.plan.rows for source in stage.sources_K))
+            steps = max(1, rows * mine.world_size // mine.global_batch_size) if self._ahead else 1
+            starts = range(cursor.position, cursor.position + mine.global_batch_size * steps, mine.global_batch_size)
+            position_SAM = np.stack([mine.positions(start) for start in starts])
+            parts = iter(_in_parts(stage, *self._draw(cursor, position_SAM.ravel()), mine.micro_batch_size))
+            cursors = (replace(cursor, position=start) for start in starts)
+            self._ahead = {(at, share): list(islice(parts, position_SAM.shape[1])) for at in cursors}
+        return self._ahead[cursor, share]
+
     def _read(self, cursor: Cursor) -> list[int]:
         """Rows read of each source so far, over all its epochs."""
         block, within = divmod(cursor.position, SUPER_BLOCK)
@@ -197,19 +220,32 @@ def shrunk(share: Share, divisor: int) -> Share:
     return replace(share, micro_batch_size=micro, global_batch_size=rows)
 
 
-def _read_micro_batch(stage: Stage, source_M: Indices, number_M: Indices) -> Iterator[ReadRows]:
-    """The rows of one micro-batch, those of one source and epoch together."""
-    first_row = 0
+def _in_parts(stage: Stage, source_N: Indices, number_N: Indices, micro_batch_size: int) -> list[list[_Part]]:
+    """The rows of each micro-batch, those of one source and epoch together."""
+    micro_batches = len(source_N) // micro_batch_size
+    parts: list[list[_Part]] = [[] for _ in range(micro_batches)]
+    micro_N = np.repeat(np.arange(micro_batches), micro_batch_size)
     for k, source in enumerate(stage.sources_K):
-        for epoch, row_N in _rows_by_epoch(source, number_M[source_M == k]):
-            rows = read_rows(row_N, source.plan, source.reader, source.special_ids)
-            base = (epoch << _EPOCH_BITS) + first_row
-            yield replace(rows, row_ids_D=np.where(rows.row_ids_D == FILLER_ROW, FILLER_ROW, rows.row_ids_D + base))
-        first_row += source.plan.rows
+        of_source_N = source_N == k
+        for epoch, here_N, row_N in _rows_by_epoch(source, number_N[of_source_N]):
+            bounds = np.searchsorted(micro_N[of_source_N][here_N], np.arange(micro_batches + 1)).tolist()
+            for micro, (begin, end) in enumerate(pairwise(bounds)):
+                if begin < end:
+                    parts[micro].append((k, epoch, row_N[begin:end]))
+    return parts
 
 
-def _rows_by_epoch(source: EpochWalk, number_N: Indices) -> Iterator[tuple[int, Indices]]:
-    """(epoch, rows) of the rows with these numbers among all that are ever read of a source."""
-    for epoch in np.unique(number_N // source.plan.rows).tolist():
-        place_N = number_N[number_N // source.plan.rows == epoch] % source.plan.rows
-        yield epoch, source.order(Cursor(epoch, 0)).rows_at(place_N)
+def _read_rows(sources_K: Sequence[EpochWalk], k: int, epoch: int, row_N: Indices) -> ReadRows:
+    """Rows of source k, whose ids say the source and its epoch as well."""
+    source = sources_K[k]
+    rows = read_rows(row_N, source.plan, source.reader, source.special_ids, word_starts=source.word_starts)
+    base = (epoch << _EPOCH_BITS) + sum(other.plan.rows for other in sources_K[:k])
+    return replace(rows, row_ids_D=np.where(rows.row_ids_D == FILLER_ROW, FILLER_ROW, rows.row_ids_D + base))
+
+
+def _rows_by_epoch(source: EpochWalk, number_N: Indices) -> Iterator[tuple[int, Mask, Indices]]:
+    """(epoch, which they are, rows) of the rows with these numbers among all that are ever read of a source."""
+    epoch_N, place_N = np.divmod(number_N, source.plan.rows)
+    for epoch in np.unique(epoch_N).tolist():
+        here_N = epoch_N == epoch
+        yield epoch, here_N, source.order(Cursor(epoch, 0)).rows_at(place_N[here_N])

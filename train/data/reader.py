@@ -3,9 +3,13 @@
 Legend: T tokens of a block, P pieces of a block.
 """
 
-import functools
 import mmap
-from dataclasses import dataclass, replace
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,20 +26,38 @@ from train.monitor.logs import log
 
 # Each mapped shard holds a file descriptor, of which a process often has 1,024 for everything.
 _OPEN_SHARDS = 256
+# A step reads for a moment, then waits longer than this: so before each step the sizes of its shards are looked at.
+_LOOK_AGAIN = 0.05  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class BlockArrays:
-    """What a row is read from; both are views of mapped memory that are valid as long as they are held."""
+    """What a row is read from: views of mapped memory that are valid as long as they are held."""
 
     ids_T: Ids
     word_bits: npt.NDArray[np.uint8]  # one bit per token, lowest bit first
+    ids: memoryview = field(init=False)  # the same arrays: a part of a view is had in a third of the time
+    words: memoryview = field(init=False)
+
+    def __post_init__(self) -> None:
+        """The views."""
+        object.__setattr__(self, "ids", self.ids_T.data)
+        object.__setattr__(self, "words", self.word_bits.data)
 
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    memory: memoryview
+    """A mapped file. A page behind its end must not be touched: the system would end the process with SIGBUS."""
+
+    mapped: mmap.mmap
+    inode: int
     blocks: dict[int, BlockArrays]
+
+    def is_whole(self) -> bool:
+        """Whether the file still has the size it was mapped with."""
+        with suppress(OSError):  # its disk is gone
+            return self.mapped.size() == len(self.mapped)
+        return False
 
 
 class ShardReader:
@@ -60,23 +82,30 @@ class ShardReader:
         self.damage: dict[int, str] = {}  # what was wrong with a block, as the log was told
         for number, reason in plan.unread if plan else ():
             self._name_damage(number, f"{self._place(number)}: {reason}; restore the shard from a copy")
-        self._open_shard = functools.lru_cache(_OPEN_SHARDS)(lambda number: _open_shard(self._paths[number]))
+        self._shards: OrderedDict[int, _Shard] = OrderedDict()  # mapped, the one used last at the end
+        self._at_hand: dict[int, BlockArrays] = {}  # blocks whose shards were found whole since `_look`
+        self._look = time.monotonic()
 
     @property
     def blocks(self) -> int:
         """Number of blocks in the split."""
         return len(self._entries)
 
-    def sound_block(self, number: int) -> BlockArrays | None:
-        """The arrays of a block; None where it is damaged or missing, which the log says once.
+    def sound_blocks(self, numbers: Iterable[int]) -> dict[int, BlockArrays]:
+        """The arrays of those blocks that are whole, to be read at once; the log says once what is wrong with another.
 
         A damaged block is tried anew each time: a disk that was away for a moment costs only the rows of that moment.
         """
-        try:
-            return self.block(number)
-        except DataError as error:
-            self._name_damage(number, str(error))
-            return None
+        if time.monotonic() - self._look > _LOOK_AGAIN:
+            self._at_hand.clear()
+            self._look = time.monotonic()
+        found = {}
+        for number in numbers:
+            try:
+                found[number] = self._at_hand.get(number) or self.block(number)
+            except DataError as error:
+                self._name_damage(number, str(error))
+        return found
 
     def _name_damage(self, number: int, words: str) -> None:
         """Say in the log what is wrong with a block, once."""
@@ -99,17 +128,50 @@ class ShardReader:
         if self._store is not None:
             return self._remote_block(number, self._store.get(self._names[shard_number], entry), entry)
         try:
-            if not self._verified[number]:
-                self._verify(number, self._sound_bytes(self._paths[shard_number], entry), entry)
-            shard = self._open_shard(shard_number)
-            arrays = shard.blocks.get(number)
-            if arrays is None:
-                arrays = shard.blocks[number] = self._view(shard.memory, entry)
+            arrays = self._shard(shard_number).blocks.get(number) or self._map_block(number)
         except (OSError, DataError) as error:
             reason = (error.strerror or error) if isinstance(error, OSError) else error
             message = f"{self._place(number)}: {reason}; restore the shard from a copy or build the data set again"
             raise DataError(message) from error
+        self._at_hand[number] = arrays
         return arrays
+
+    def _map_block(self, number: int) -> BlockArrays:
+        """Verify a block unless that was done, and make its views."""
+        shard_number, entry = self._entries[number]
+        if not self._verified[number]:
+            if self._paths[shard_number].stat().st_ino != self._shard(shard_number).inode:
+                self._forget(shard_number)  # or the file that took its place would be verified, and the old one read
+            self._verify(number, self._sound_bytes(self._paths[shard_number], entry), entry)
+        shard = self._shard(shard_number)
+        if len(shard.mapped) < entry.offset + entry.bytes:
+            raise DataError(_too_short(len(shard.mapped), entry))
+        arrays = shard.blocks[number] = self._view(memoryview(shard.mapped), entry)
+        return arrays
+
+    def _shard(self, number: int) -> _Shard:
+        """The shard, mapped; one whose size changed is mapped anew."""
+        if number in self._shards and not self._shards[number].is_whole():
+            self._forget(number)
+        if number not in self._shards:
+            self._shards[number] = _open_shard(self._paths[number])
+            if len(self._shards) > _OPEN_SHARDS:
+                self._close(next(iter(self._shards)))
+        self._shards.move_to_end(number)
+        return self._shards[number]
+
+    def _close(self, shard_number: int) -> None:
+        """Let go of a mapping; it lives on as long as somebody holds views of it."""
+        shard = self._shards.pop(shard_number, None)
+        for number in shard.blocks if shard else ():
+            self._at_hand.pop(number, None)
+
+    def _forget(self, shard_number: int) -> None:
+        """The shard is not what was verified: its size changed, or another file has its name."""
+        self._close(shard_number)
+        for number, (shard, _) in enumerate(self._entries):
+            if shard == shard_number:
+                self._verified[number] = 0
 
     @property
     def is_remote(self) -> bool:
@@ -176,11 +238,18 @@ def _read(path: Path, entry: BlockEntry, buffer: memoryview) -> memoryview:
         while position < entry.bytes and (count := file.readinto(buffer[position:])):
             position += count
     if position < entry.bytes:
-        end, found = entry.offset + entry.bytes, entry.offset + position if position else path.stat().st_size
-        raise DataError(f"the shard ends at byte {found:,}, before the end of the block at byte {end:,}")
+        raise DataError(_too_short(entry.offset + position if position else path.stat().st_size, entry))
     return buffer
+
+
+def _too_short(size: int, entry: BlockEntry) -> str:
+    end = entry.offset + entry.bytes
+    return f"the shard ends at byte {size:,}, before the end of the block at byte {end:,}"
 
 
 def _open_shard(path: Path) -> _Shard:
     with path.open("rb") as file:
-        return _Shard(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), {})
+        status = os.fstat(file.fileno())
+        if not status.st_size:
+            raise DataError("the shard ends at byte 0, where its first block begins")
+        return _Shard(mmap.mmap(file.fileno(), status.st_size, access=mmap.ACCESS_READ), status.st_ino, {})

@@ -4,7 +4,9 @@ import asyncio
 import concurrent.futures
 import errno
 import importlib
+import inspect
 import random
+import ssl
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -16,14 +18,11 @@ from data_pipeline.errors import BertmaeError, DataError, UserError
 from train.monitor.logs import log
 
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
+_GOOGLE = ("gs", "gcs")
 _SLOWEST = 100_000  # bytes a second; an answer slower than this counts as a stall
 _WHOLE_FILE_STALLS = 30  # how many times longer than a stall a file of unknown size may take
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0  # seconds
-_NOT_THERE, _REFUSED, _NO_SUCH_RANGE = (
-    (404, 410),
-    (401, 403, 407),
-    416,
-)  # statuses of HTTP, as aiohttp and gcsfs report them
+_NOT_THERE, _REFUSED, _NO_SUCH_RANGE = (404, 410), (401, 403, 407), 416  # statuses of HTTP
 _PUBLIC = "; for a public bucket set FSSPEC_S3_ANON=true"
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError")
 
@@ -143,11 +142,18 @@ class RemoteFolder:
 
     def _explain(self, file: str, error: Exception) -> None:
         """Raise for what no second attempt would mend."""
-        status = getattr(error, "status", None) or getattr(error, "code", None)
+        status = _status(error)
         if isinstance(error, FileNotFoundError) or status in _NOT_THERE:
             raise NotThereError(f"{self.name(file)}: the store has no such file; check the address") from error
+        certificate = _certificate_error(error)
+        if certificate:
+            raise UserError(
+                f"{self.name(file)}: the server's certificate is not trusted ({certificate}); set SSL_CERT_FILE (for "
+                "s3: AWS_CA_BUNDLE) to the file with your authority's certificate"
+            ) from error
         kind = type(error).__name__
-        if isinstance(error, PermissionError) or status in _REFUSED or kind in _NO_CREDENTIALS:
+        forbidden = str(error).startswith("Forbidden: ")  # what gcsfs makes of a 403
+        if isinstance(error, PermissionError) or forbidden or status in _REFUSED or kind in _NO_CREDENTIALS:
             raise UserError(
                 f"{self.name(file)}: the store refuses to give it ({_reason(error)}); check the credentials and their "
                 f"permission to read{_PUBLIC if kind == 'NoCredentialsError' else ''}"
@@ -192,7 +198,8 @@ def _open_driver(address: str, stall: float) -> tuple[Any, str]:
 
     protocol = address.partition("://")[0]
     try:
-        files, root = url_to_fs(address, skip_instance_cache=True, **_driver_options(protocol, stall))
+        options = {"skip_instance_cache": True, **_driver_options(protocol, stall)}
+        files, root = _open_google(address, options) if protocol in _GOOGLE else url_to_fs(address, **options)
     except ImportError as error:
         package = _PACKAGES.get(protocol)
         way_out = f"pip install {package}" if package else error
@@ -202,22 +209,48 @@ def _open_driver(address: str, stall: float) -> tuple[Any, str]:
     return files, root.rstrip("/")
 
 
+def _open_google(address: str, options: dict[str, Any]) -> tuple[Any, str]:
+    """gcsfs's plain class: what it chooses by itself may ask by gRPC for a minute what kind of bucket it is."""
+    driver = importlib.import_module("gcsfs.core").GCSFileSystem
+    files = driver(**options)
+    # Without its own repetitions, which last half a minute and end in a traceback on the screen.
+    files._request = partial(inspect.unwrap(driver._request), files)
+    return files, driver._strip_protocol(address)
+
+
 def _driver_options(protocol: str, stall: float) -> dict[str, Any]:
     """What lets a driver report a failure soon and once: repeating is done here, where it is logged."""
     if protocol in ("s3", "s3a"):
         times = {"connect_timeout": stall, "read_timeout": stall}
         return {"config_kwargs": {**times, "retries": {"total_max_attempts": 1}}}
-    if protocol in ("http", "https"):
-        aiohttp = importlib.import_module("aiohttp")  # there only with the extra "https"
-        times = {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=stall, sock_read=stall)}
-        # Proxies of the environment count, as they do for s3. A range of a compressed answer is not the file's range.
-        return {"client_kwargs": {**times, "trust_env": True}, "headers": {"Accept-Encoding": "identity"}}
-    return {}
+    if protocol not in ("http", "https", *_GOOGLE):
+        return {}
+    aiohttp = importlib.import_module("aiohttp")  # there only with the extra "https" or "gs"
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=stall, sock_read=stall)
+    if protocol in _GOOGLE:
+        return {"requests_timeout": timeout}
+    # Proxies of the environment count, as they do for s3. A range of a compressed answer is not the file's range.
+    return {"client_kwargs": {"timeout": timeout, "trust_env": True}, "headers": {"Accept-Encoding": "identity"}}
+
+
+def _certificate_error(error: BaseException | None) -> str:
+    """What is wrong with a server's certificate, where that is what drivers wrapped, else nothing."""
+    while error is not None:
+        found = getattr(error, "certificate_error", error)  # aiohttp keeps it there
+        if isinstance(found, ssl.SSLCertVerificationError):
+            return found.verify_message
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+def _status(error: Exception) -> int | None:
+    """The status of HTTP that an error stands for: aiohttp and gcsfs call it differently."""
+    return getattr(error, "status", None) or getattr(error, "code", None)
 
 
 def _beyond_the_end(error: Exception) -> bool:
     """Whether the store may have said that the range begins behind the last byte; s3fs makes EINVAL of it."""
-    return getattr(error, "status", None) == _NO_SUCH_RANGE or getattr(error, "errno", None) == errno.EINVAL
+    return _status(error) == _NO_SUCH_RANGE or getattr(error, "errno", None) == errno.EINVAL
 
 
 def _reason(error: Exception) -> str:

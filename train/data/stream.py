@@ -2,7 +2,6 @@
 
 import queue
 import threading
-from contextlib import suppress
 from typing import Any, Protocol, Self
 
 import torch
@@ -70,7 +69,10 @@ class TrainStream:
         self._step = step
         self._fetched = cursor, step  # up to here blocks were asked for
         self._device = torch.cuda.current_device() if torch.cuda.is_available() else None
-        self._free_slots = threading.Semaphore(_STEPS_AHEAD)
+        # One item for each free place. Not threading.Semaphore, whose Python costs the main thread twice the time.
+        self._free_places: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(_STEPS_AHEAD):
+            self._free_places.put(None)
         self._ready: queue.SimpleQueue[Step | BaseException] = queue.SimpleQueue()
         self._next: list[Step | BaseException] = []  # taken from `_ready`: one or none
         self._thread = threading.Thread(target=self._produce, name="train-stream", daemon=True)
@@ -84,11 +86,11 @@ class TrainStream:
         if self._closed:
             raise StopIteration
         self.is_ready(None)
-        [step], self._next = self._next, []
+        step = self._next.pop()
         if isinstance(step, BaseException):
             self.close()
             raise step
-        self._free_slots.release()
+        self._free_places.put(None)
         return step
 
     def is_ready(self, seconds: float | None) -> bool:
@@ -96,9 +98,17 @@ class TrainStream:
         if not self._thread.ident:
             self._thread.start()
         if not self._next:
-            with suppress(queue.Empty):
-                self._next = [self._ready.get(timeout=seconds)]
-        return bool(self._next)
+            try:
+                self._next.append(self._ready.get(timeout=seconds))
+            except queue.Empty:
+                return False
+        return True
+
+    def peek(self) -> list[Batch] | None:
+        """The micro-batches of the next step where they are there already; the step stays the next one."""
+        if self._closed or not self.is_ready(0) or isinstance(self._next[0], BaseException):
+            return None
+        return self._next[0][0]
 
     def is_over(self, cursor: Cursor, step: int) -> bool:
         """Whether nothing is left to read at `cursor`, before optimizer step `step`."""
@@ -107,7 +117,7 @@ class TrainStream:
     def close(self) -> None:
         """Stop the prefetch thread and wait for it: at most the time of one step."""
         self._closed = True
-        self._free_slots.release()
+        self._free_places.put(None)
         if self._thread.is_alive():
             self._thread.join()
 
@@ -116,7 +126,10 @@ class TrainStream:
             if self._device is not None:
                 torch.cuda.set_device(self._device)  # a new thread begins on device 0, whatever the rank's device is
             cursor = self.cursor
-            while self._free_slots.acquire() and not self._closed:
+            while True:
+                self._free_places.get()
+                if self._closed:
+                    return
                 if self.is_over(cursor, self._step):
                     self._ready.put(StopIteration())
                     return

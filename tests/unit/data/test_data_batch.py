@@ -63,6 +63,19 @@ def test_a_batch_equals_gathering_token_by_token(
         assert (batch.rows, batch.damaged_rows) == (int((rows >= 0).sum()), 0)
 
 
+@pytest.mark.parametrize("sequence_length", [17, 1024])  # short pieces, and long ones
+def test_without_word_starts_a_batch_is_the_same_but_for_them(data_set: Manifest, sequence_length: int) -> None:
+    """Reference: the batch with word starts."""
+    plan, reader = plan_rows(data_set, "train", PackingRules(sequence_length)), ShardReader(data_set, "train")
+    rows = np.array([0, -1, plan.rows - 1, 1])
+    whole = make_batch(rows, plan, reader, data_set.special_ids, epoch=0)
+    batch = make_batch(rows, plan, reader, data_set.special_ids, epoch=0, word_starts=False)
+    assert batch.word_starts_T is None and batch.to("cpu").word_starts_T is None
+    for name in ("ids_T", "cu_seqlens_D1", "row_ids_D", "row_offsets_D"):
+        assert torch.equal(getattr(batch, name), getattr(whole, name))
+    assert (batch.lengths_D.tolist(), batch.tokens) == (whole.lengths_D.tolist(), whole.tokens)
+
+
 def test_a_batch_of_fillers_alone_has_no_ordinary_token(data_set: Manifest) -> None:
     """Reference: [CLS] [SEP] for each row."""
     plan, reader = plan_rows(data_set, "train", PackingRules(64)), ShardReader(data_set, "train")

@@ -1,11 +1,16 @@
 """Damage: named once, its rows left out and counted, everything else as it was; too much of it ends the run."""
 
+import json
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from data_pipeline.manifest import Manifest
+from data_pipeline.manifest import Manifest, load_manifest
 from train.data.batch import Batch
 from train.data.damage import is_too_much
 from train.data.epochs import EpochWalk
@@ -40,7 +45,12 @@ def rows_of(batch: Batch) -> dict[int, list[object]]:
 
 def epoch_of(manifest: Manifest, plan: RowPlan) -> tuple[list[dict[int, list[object]]], int, int]:
     """The rows of each global batch of an epoch; rows counted as seen, and as damaged."""
-    walk, cursor, read, seen, damaged = EpochWalk(manifest, "train", plan, seed=11), Cursor(0, 0), [], 0, 0
+    return read_epoch(EpochWalk(manifest, "train", plan, seed=11))
+
+
+def read_epoch(walk: EpochWalk) -> tuple[list[dict[int, list[object]]], int, int]:
+    """`epoch_of`, of the first epoch of a walk."""
+    cursor, read, seen, damaged = Cursor(0, 0), [], 0, 0
     while cursor.epoch == 0:
         batches = walk.batches(cursor, ALONE)
         read.append({row: pieces for batch in batches for row, pieces in rows_of(batch).items()})
@@ -126,6 +136,20 @@ def test_document_bounds_that_cannot_be_read_move_no_other_block(data_set: Manif
     assert "block 000000001: 000000001.offsets.npy: document bounds do not rise" in named
 
 
+def test_rows_lost_when_planned_and_rows_lost_when_read_are_counted_together(data_set: Manifest) -> None:
+    """Reference: the rows of both blocks."""
+    entry = data_set.splits["train"].shards[0].blocks[1]
+    content = bytearray((data_set.directory / "train-000000.tar").read_bytes())
+    start = entry.offset + locate(entry.tokens, entry.documents, 2).offsets
+    content[start : start + 8] = bytes(8)
+    (data_set.directory / "train-000000.tar").write_bytes(content)
+    plan = plan_rows(data_set, "train", RULES)
+    flip(data_set, 0, "ids")
+    read, _, damaged = epoch_of(data_set, plan)
+    assert damaged == plan.rows_B[0] + plan.rows_B[1]
+    assert sorted(row for batch in read for row in batch) == list(range(damaged, plan.rows))
+
+
 def pieces_of_row(plan: RowPlan, row: int) -> list[tuple[int, int]]:
     pieces = slice(plan.row_pieces_R1[row], plan.row_pieces_R1[row + 1])
     return list(zip(plan.piece_start_P[pieces].tolist(), plan.piece_length_P[pieces].tolist(), strict=True))
@@ -169,3 +193,53 @@ def test_damage_is_too_much_above_the_share_of_rows_seen_or_of_ten_thousand(
     assert is_too_much(damaged, seen, share) is ends
     assert is_too_much(1, seen, 0.0)
     assert not is_too_much(seen, seen, 1.0)
+
+
+def test_a_shard_cut_off_while_it_is_read_costs_rows_and_does_not_end_the_process(
+    make_data_set: Callable,
+) -> None:
+    """Reference: the rows of the blocks that are gone, then all rows again; in a process of its own, as a page behind
+    the end of a mapped file would end it by a signal."""
+    data_set = make_data_set([[[40] * 300] * 3, [[40] * 300] * 2])  # blocks of several pages
+    done = subprocess.run(
+        [sys.executable, __file__, str(data_set.directory)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, f"signal {-done.returncode}: {done.stderr}"
+    before, cut, mended = json.loads(done.stdout)
+    plan = plan_rows(data_set, "train", RULES)
+    assert (before, mended) == (0, 0)
+    assert cut == len(rows_of_block(plan, 4))
+
+
+def cut_while_reading(folder: Path) -> list[int]:
+    """Damaged rows of an epoch of one walk before its last block is cut off, after, and when it is back."""
+    manifest = load_manifest(folder)
+    path = folder / manifest.splits["train"].shards[1].name
+    content, end = path.read_bytes(), manifest.splits["train"].shards[1].blocks[1].offset
+    walk, found = EpochWalk(manifest, "train", plan_rows(manifest, "train", RULES), seed=11), []
+    for size in (len(content), end, len(content)):
+        with path.open("r+b") as file:
+            file.write(content)
+            file.truncate(size)
+        time.sleep(0.1)  # more than the reader lets pass without a look
+        found.append(read_epoch(walk)[2])
+    return found
+
+
+def test_a_shard_put_in_the_place_of_a_damaged_one_is_read_and_not_the_mapped_one(data_set: Manifest) -> None:
+    """Reference: the epoch before the damage; the damaged file was mapped for its other blocks."""
+    plan = plan_rows(data_set, "train", RULES)
+    before, _, _ = epoch_of(data_set, plan)
+    path = data_set.directory / "train-000000.tar"
+    content = path.read_bytes()
+    flip(data_set, 1, "ids")
+    walk = EpochWalk(data_set, "train", plan, seed=11)
+    assert read_epoch(walk)[2] == len(rows_of_block(plan, 1))
+    (data_set.directory / "copy").write_bytes(content)
+    (data_set.directory / "copy").rename(path)
+    after, _, damaged = read_epoch(walk)
+    assert (after, damaged) == (before, 0)
+
+
+if __name__ == "__main__":
+    print(json.dumps(cut_while_reading(Path(sys.argv[1]))))  # noqa: T201 - what the test above reads

@@ -66,6 +66,18 @@ def test_batches_have_the_exact_proportions_and_each_source_its_own_epochs(manif
             assert sorted(rows) == list(range(first_rows[k], first_rows[k + 1]))
 
 
+def test_without_word_starts_a_mixture_has_the_same_rows(manifests: list[Manifest]) -> None:
+    """Reference: the mixture with word starts, over several epochs of the smallest source."""
+    bare = tuple(EpochWalk(s._manifest, "train", s.plan, seed=5, word_starts=False) for s in sources(manifests))
+    walks = open_mixture(manifests), MixtureWalk([Stage(0, bare, WEIGHTS)], NAMES, seed=5)
+    cursor, share = walks[0].start, Share(1, 2, 5, 20)
+    for _ in range(20):
+        for whole, batch in zip(*(walk.batches(cursor, share) for walk in walks), strict=True):
+            assert whole.word_starts_T is not None and batch.word_starts_T is None
+            assert torch.equal(whole.ids_T, batch.ids_T) and torch.equal(whole.row_ids_D, batch.row_ids_D)
+        cursor = walks[0].advance(cursor, share)
+
+
 def test_each_super_block_is_mixed(manifests: list[Manifest]) -> None:
     """Reference: 60 % of any 250 rows of the first 1,000, within five standard deviations."""
     source_N, _ = open_mixture(manifests)._draw(Cursor(0, 0, begun=(0, 0, 0)), np.arange(1000))
