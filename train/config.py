@@ -1,12 +1,14 @@
 """Owns the run configuration: its typed fields, the combinations that cannot work, and what follows from them."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from pydantic.fields import FieldInfo
 
 from data_pipeline.errors import UserError
+from train.model.families import FAMILIES, check_extra
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -153,27 +155,59 @@ class Data(Section):
 
 
 class Encoder(Section):
-    """The encoder, in the names of the transformers library. Attention dropout is no field: the padding-free attention
-    kernel has none, so it is always 0."""
+    """The encoder, in the names of the transformers library; where an architecture has another name for a field, it is
+    translated. The defaults below are those of bert; fields that are left out take the architecture's own where it has
+    others (modernbert: 22 layers, intermediate_size 1152, 8192 positions, no dropout, layer_norm_eps 1e-5). Attention
+    dropout is no field: the padding-free attention kernel has none, so it is always 0."""
 
-    model_type: Literal["bert"] = Field(default="bert", description="Architecture in the transformers library.")
+    model_type: Literal["bert", "roberta", "xlm-roberta", "modernbert", "eurobert"] = Field(
+        default="bert", description="Architecture in the transformers library."
+    )
     hidden_size: int = Field(default=768, gt=0, description="Width of the hidden states.")
     num_hidden_layers: int = Field(default=12, gt=0, description="Number of transformer layers.")
     num_attention_heads: int = Field(default=12, gt=0, description="Attention heads; they divide hidden_size.")
     intermediate_size: int = Field(default=3072, gt=0, description="Width inside the feed-forward blocks.")
     max_position_embeddings: int = Field(
-        default=512, gt=0, description="Learned positions, in tokens: the longest document piece the model can read."
+        default=512,
+        gt=0,
+        description="The longest document piece the model can read, in tokens; for bert and roberta the number of "
+        "learned positions. The rows that roberta puts before its first position are not counted: 512, not 514.",
     )
     hidden_act: Literal["gelu", "gelu_new", "relu", "silu"] = Field(
         default="gelu", description="Activation of the feed-forward blocks and of the MLM head."
     )
     hidden_dropout_prob: float = Field(
-        default=0.1, ge=0, lt=1, description="Dropout after the embeddings and after every sublayer (0: none)."
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="Dropout after the embeddings and after every sublayer (0: none). modernbert: after the embeddings "
+        "and inside the feed-forward blocks. eurobert has none.",
     )
     layer_norm_eps: float = Field(default=1e-12, gt=0, description="Epsilon inside the layer normalizations.")
     initializer_range: float = Field(
         default=0.02, gt=0, description="Standard deviation of the normal distribution that weights start from."
     )
+    extra: dict[str, JsonValue] = Field(
+        default={},
+        description="Further settings of the architecture, in the names of its configuration class in transformers: "
+        "{local_attention: 64} for modernbert, {vocab_size: 30528} for an embedding with more rows than tokens.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_the_architectures_defaults(cls, fields: object) -> object:
+        family = FAMILIES.get(str(fields.get("model_type"))) if isinstance(fields, dict) else None
+        return fields if family is None else {**family.defaults, **fields}  # type: ignore[dict-item]
+
+    @model_validator(mode="after")
+    def _refuse_unknown_settings(self) -> Self:
+        if self.extra:
+            check_extra(self.model_type, self.extra)
+        if self.hidden_dropout_prob and not FAMILIES[self.model_type].names["hidden_dropout_prob"]:
+            raise ValueError(
+                f"model.encoder.hidden_dropout_prob {self.hidden_dropout_prob}: {self.model_type} has no dropout, set 0"
+            )
+        return self
 
 
 class Decoder(Section):
@@ -207,13 +241,46 @@ class DecoderSizes(NamedTuple):
 class Model(Section):
     """The network around the vocabulary, whose size comes from the data set."""
 
+    pretrained: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Folder of a transformers model whose weights the run starts from. Sizes and further settings of "
+        "the encoder come from its config.json; those that are set here as well must be the same, dropout, "
+        "initializer_range and the bases of rotations apart. Its tokenizer must be that of the data set. The folder is "
+        "read when the run starts, not when it goes on.",
+    )
     gradient_checkpointing: bool = Field(
         default=True,
         description="Recompute the activations of a layer in the backward pass: less memory for about a third more "
         "arithmetic.",
     )
+    gradient_checkpointing_every: int = Field(
+        default=1,
+        gt=0,
+        description="With gradient_checkpointing: every how many layers of encoder and decoder one is recomputed, from "
+        "the first on (1: all of them).",
+    )
+    compile: bool = Field(
+        default=False,
+        description="Compile the layers of encoder and decoder with torch.compile: minutes at the start, then fewer "
+        "and faster kernels. On a CPU it needs a C++ compiler.",
+    )
     encoder: Encoder = Field(default=Encoder(), description="The encoder.")
     decoder: Decoder = Field(default=Decoder(), description="The decoder.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_the_sizes_of_the_pretrained_folder(cls, fields: object) -> object:
+        if not isinstance(fields, dict):
+            return fields
+        folder, encoder = fields.get("pretrained"), fields.get("encoder", {})
+        if not folder or not isinstance(folder, str) or not isinstance(encoder, dict):
+            return fields
+        if set(Encoder.model_fields) <= set(encoder):  # written by a run, whose folder may be gone
+            return fields
+        from train.model.pretrained import filled_encoder  # transformers takes seconds to import
+
+        return fields | {"encoder": filled_encoder(Path(folder), encoder)}
 
     def resolved_decoder(self) -> DecoderSizes:
         """The decoder's sizes, with the encoder's in the place of every null."""
@@ -226,39 +293,113 @@ class Model(Section):
         )
 
 
+class RatioAt(Section):
+    """Another mask ratio from an optimizer step on."""
+
+    step: int = Field(gt=0)
+    ratio: float = Field(gt=0, lt=1)
+
+
+Unit = Literal["token", "word", "span"]
+
+
 class Objective(Section):
     """What the model learns from. mlm: masked tokens are predicted at the encoder's output. mae: the encoder never sees
-    the dropped tokens and the decoder predicts them. joint: both at once, MLM on the tokens that the encoder keeps."""
+    the dropped tokens and the decoder predicts them. latent-mae: the encoder sees everything, some of its states are
+    replaced by one learned vector, and the decoder predicts the tokens there. joint: mlm and mae at once, MLM on the
+    tokens that the encoder keeps. retromae: mlm, and a decoder of one layer that predicts every token from the state of
+    [CLS] and few visible tokens. dupmae: retromae, and the document's set of tokens from the encoder's other states.
+    span-corruption: the encoder sees a sentinel for every noise span, the decoder writes the spans (T5)."""
 
-    name: Literal["mlm", "mae", "joint"] = Field(default="mlm", description="Pretraining objective.")
+    name: Literal["mlm", "mae", "latent-mae", "joint", "retromae", "dupmae", "span-corruption"] = Field(
+        default="mlm", description="Pretraining objective."
+    )
     mask_ratio: float = Field(
         default=0.15,
         gt=0,
         lt=1,
-        description="mlm and joint: share of a document piece's ordinary tokens (joint: of those the encoder keeps) "
-        "that become MLM targets.",
+        description="mlm, joint, retromae and dupmae: share of a document piece's ordinary tokens (joint: of those the "
+        "encoder keeps) that become MLM targets. span-corruption: share of the tokens that are noise.",
     )
+    mask_ratio_at: tuple[RatioAt, ...] = Field(
+        default=(),
+        strict=False,
+        description="Other mask ratios from an optimizer step on, as a list of {step, ratio}. Validation stays at "
+        "mask_ratio, so that its curve has no jump.",
+    )
+    mask_ratio_between: Literal["hold", "linear"] = Field(
+        default="hold", description="Between two steps of mask_ratio_at: the earlier ratio, or a straight line."
+    )
+    mask_unit: Unit = Field(
+        default="token",
+        description="What is masked whole. token; word (a WordPiece with its ## tails, a Chinese word); span (one to "
+        "max_span_words words, SpanBERT). A unit that would exceed the ratio's count is left out, so words and spans "
+        "may give a few targets less.",
+    )
+    span_probability: float = Field(
+        default=0.2,
+        gt=0,
+        lt=1,
+        description="Unit span: lengths in words are geometric with this parameter, cut at max_span_words: 3.8 words "
+        "on average at 0.2 and 10.",
+    )
+    max_span_words: int = Field(default=10, ge=1, le=64, description="Unit span: longest span in words.")
     mask_token_share: float = Field(
-        default=0.8, ge=0, le=1, description="mlm and joint: share of the MLM targets replaced by [MASK]."
+        default=0.8, ge=0, le=1, description="Share of the MLM targets (of the spans: unit span) replaced by [MASK]."
     )
     random_token_share: float = Field(
         default=0.1,
         ge=0,
         le=1,
-        description="mlm and joint: share of the MLM targets replaced by a random ordinary token; what the two shares "
-        "leave over stays unchanged.",
+        description="Share of the MLM targets (of the spans: unit span) replaced by a random ordinary token; what the "
+        "two shares leave over stays unchanged.",
+    )
+    boundary_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="mlm: weight of the span-boundary loss (SpanBERT), which predicts a target from the two states "
+        "beside its run of targets and its place in the run (0: none).",
     )
     drop_ratio: float = Field(
         default=0.5,
         gt=0,
         lt=1,
         description="mae and joint: share of a document piece's ordinary tokens that the encoder never sees and the "
-        "decoder predicts.",
+        "decoder predicts. latent-mae: share of the states that are replaced.",
     )
-    mlm_weight: float = Field(default=1.0, ge=0, description="joint: weight of the MLM loss in the sum.")
+    drop_unit: Unit = Field(default="token", description="mae, latent-mae and joint: what is dropped whole.")
+    reconstruct: Literal["masked", "all"] = Field(
+        default="masked", description="latent-mae: the decoder's loss is on the masked places or on all of them."
+    )
+    decoder_mask_ratio: float = Field(
+        default=0.5,
+        gt=0,
+        lt=1,
+        description="retromae and dupmae: share of the words that are hidden from the decoder, drawn anew for every "
+        "token it predicts.",
+    )
+    decoder_query: Literal["positions", "embeddings"] = Field(
+        default="positions",
+        description="retromae and dupmae: what the decoder asks with: the state of [CLS] plus the position's row, or "
+        "the encoder's embedding layer applied to the state of [CLS] (as FlagEmbedding has it).",
+    )
+    mean_span_length: float = Field(
+        default=3.0, ge=1, description="span-corruption: mean length of a noise span in tokens."
+    )
+    mlm_weight: float = Field(
+        default=1.0, ge=0, description="joint, retromae and dupmae: weight of the MLM loss in the sum."
+    )
     reconstruction_weight: float = Field(
-        default=1.0, ge=0, description="joint: weight of the decoder's reconstruction loss in the sum."
+        default=1.0, ge=0, description="joint, retromae and dupmae: weight of the decoder's loss in the sum."
     )
+    bag_of_words_weight: float = Field(
+        default=0.1, ge=0, description="dupmae: weight of the loss on the document's set of tokens in the sum."
+    )
+
+    @property
+    def needs_word_starts(self) -> bool:
+        """Whether anything of the objective is chosen by words."""
+        return self.name in ("retromae", "dupmae") or self.mask_unit != "token" or self.drop_unit != "token"
 
 
 class Batch(Section):
@@ -433,15 +574,15 @@ def _check_sources(data: Data) -> None:
                 f"data.weights_at: {len(change.weights)} weights at step {change.step} for {len(names)} data.sources: "
                 "give one for each"
             )
-    _check_rising("weights_at", [change.step for change in data.weights_at])
-    _check_rising("sequence_length_at", [change.step for change in data.sequence_length_at])
+    _check_rising("data.weights_at", [change.step for change in data.weights_at])
+    _check_rising("data.sequence_length_at", [change.step for change in data.sequence_length_at])
     if data.continue_grown and (data.sources or data.sequence_length_at):
         raise ValueError("data.continue_grown works neither with data.sources nor with data.sequence_length_at")
 
 
 def _check_rising(name: str, steps: list[int]) -> None:
     if sorted(set(steps)) != steps:
-        raise ValueError(f"data.{name}: the steps {', '.join(map(str, steps))} do not rise: put them in order")
+        raise ValueError(f"{name}: the steps {', '.join(map(str, steps))} do not rise: put them in order")
 
 
 def _check_lengths(config: Config) -> None:
@@ -467,6 +608,12 @@ def _check_objective(objective: Objective) -> None:
         raise ValueError(
             f"objective.mask_token_share {masked} and objective.random_token_share {random} are above 1 together: "
             "lower one of them"
+        )
+    _check_rising("objective.mask_ratio_at", [change.step for change in objective.mask_ratio_at])
+    if objective.boundary_weight and objective.name != "mlm":
+        raise ValueError(
+            f"objective.boundary_weight {objective.boundary_weight} works with objective.name mlm only, not with "
+            f"{objective.name}: set it to 0"
         )
     if objective.name == "joint" and objective.mlm_weight == objective.reconstruction_weight == 0:
         raise ValueError(
@@ -520,6 +667,19 @@ def _nearest_multiples(value: int, divisor: int) -> str:
 def decay_steps(config: Config) -> int:
     """Length in optimizer steps of the closing decay of a warmup_stable_decay schedule, at least 1."""
     return config.schedule.decay_steps or max(1, config.run.steps // 10)
+
+
+def mask_ratio(objective: Objective, step: int | None) -> float:
+    """Share of the tokens that masked language modelling hides in the step that follows `step` completed ones (None:
+    in validation)."""
+    points = [(0, objective.mask_ratio), *((change.step, change.ratio) for change in objective.mask_ratio_at)]
+    if step is None or step >= points[-1][0]:
+        return points[-1 if step is not None else 0][1]
+    after = next(i for i, (at, _) in enumerate(points) if at > step)
+    (begin, first), (end, last) = points[after - 1], points[after]
+    if objective.mask_ratio_between == "hold":
+        return first
+    return first + (last - first) * (step - begin) / (end - begin)
 
 
 def gradient_accumulation_steps(config: Config, world_size: int) -> int:

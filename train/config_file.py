@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from data_pipeline.errors import UserError
-from train.config import Config, find_field
+from train.config import Config, find_field, section_classes
 from train.config_mistakes import describe, show, unknown_key
 
 Tree = dict[str, Any]
@@ -75,7 +75,7 @@ def _within(key: str, section: str) -> bool:
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and f"{prefix}{name}" in section_classes():
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

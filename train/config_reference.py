@@ -74,6 +74,8 @@ def _name(annotation: Any) -> str:
         return f"list of {{{', '.join(args[0].model_fields)}}}"
     if origin is tuple:
         return f"list of {len(args)}: {_name(args[0])}"
+    if origin is dict:
+        return "mapping"
     if origin is Annotated:
         return _type(args[0], args[1].metadata)
     return " or ".join(_TYPES[arg] for arg in args) or _TYPES[annotation]

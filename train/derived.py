@@ -9,6 +9,7 @@ import torch
 from train.config import Config, gradient_accumulation_steps
 from train.data.packing import RowPlan
 from train.ds_config import load_ds_config, zero_stage
+from train.model.pretrained import left_out
 from train.objectives import build_objective
 from train.vocabulary import Vocabulary
 
@@ -24,6 +25,7 @@ def describe(
         _batch(config, world_size),
         *(_data(config, *plan) for plan in plans),
         _model(config, vocabulary),
+        *left_out(config.model),
         _arithmetic(config, world_size),
         f"A model that knows only how often each token occurs has a loss of {vocabulary.unigram_entropy:.3f} nats.",
     ]

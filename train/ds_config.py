@@ -53,6 +53,11 @@ def load_ds_config(config: Config, world_size: int) -> dict[str, Any]:
         raise UserError(
             f"{path}: ZeRO stage 0 does not train bf16 rightly: use ds_configs/zero1.json or engine.precision=fp32"
         )
+    if stage == 3 and config.model.compile:
+        # Its hooks fetch the weights of every single module: the compiler gives up at each of them.
+        raise UserError(
+            f"{path}: ZeRO stage 3 leaves nothing to compile: use ds_configs/zero2.json or model.compile=false"
+        )
     if stage == 0:
         # The engine clips itself there, beside the guard against NaN that DeepSpeed lacks.
         ds_config["gradient_clipping"] = 0.0

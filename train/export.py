@@ -59,7 +59,8 @@ def load_masked_lm(config: Config, tokenizer_folder: Path, weights: dict[str, to
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
     own = {name.removeprefix(_ENCODER): tensor for name, tensor in weights.items() if name.startswith(_ENCODER)}
-    settings = encoder_config(config.model, len(tokenizer), tokenizer.pad_token_id)
+    special_ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep", "mask")}
+    settings = encoder_config(config.model, len(tokenizer), special_ids)
     model = AutoModelForMaskedLM.from_config(settings, dtype=torch.float32)
     missing, unexpected = model.load_state_dict(own, strict=False)
     model.tie_weights()

@@ -1,6 +1,7 @@
 """What comes out opens with transformers and is the model that was trained."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 from e2e_commands import ROOT, command, environment
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, ModernBertConfig, ModernBertForMaskedLM
 
 from data_pipeline.manifest import load_manifest
 from train import checkpoint
@@ -34,20 +35,87 @@ def exported(run) -> Path:
     return run.parent / "model"
 
 
-def test_logits_of_the_export_equal_those_of_the_trained_model(run, exported, shards):
-    """Reference: our padding-free model with the checkpoint's weights; the export runs transformers' own attention."""
+def assert_export_is_the_trained_model(run: Path, exported: Path, shards: Path) -> None:
+    """Logits and states of our padding-free model with the checkpoint's weights, and of transformers' own classes."""
     objective = build_objective(load_config(run / "config.yaml", []), load_vocabulary(load_manifest(shards))).eval()
     checkpoint.load_weights(objective, checkpoint.newest_whole(run / "checkpoints")[0].path)
     inputs = AutoTokenizer.from_pretrained(exported)("The [MASK] statement returns a value.", return_tensors="pt")
     ids_T = inputs["input_ids"][0]
     documents = Documents.of(torch.tensor([len(ids_T)]).numpy(), ids_T.device)
     with torch.no_grad():
-        ours = objective.encoder.logits(objective.encoder(ids_T, documents.positions_T, documents))
-        theirs = AutoModelForMaskedLM.from_pretrained(exported)(**inputs).logits[0]
-        hidden = AutoModel.from_pretrained(exported)(**inputs).last_hidden_state[0]
-        expected = objective.encoder(ids_T, documents.positions_T, documents)
-    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
-    torch.testing.assert_close(hidden, expected, rtol=0, atol=1e-5)
+        hidden = objective.encoder(ids_T, documents.positions_T, documents)
+        logits = objective.encoder.logits(hidden)
+        their_logits = AutoModelForMaskedLM.from_pretrained(exported)(**inputs).logits[0]
+        their_hidden = AutoModel.from_pretrained(exported)(**inputs).last_hidden_state[0]
+    torch.testing.assert_close(their_logits[:, : logits.shape[1]], logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(their_hidden, hidden, rtol=0, atol=1e-5)
+
+
+def test_logits_of_the_export_equal_those_of_the_trained_model(run, exported, shards):
+    """Reference: our padding-free model with the checkpoint's weights; the export runs transformers' own attention."""
+    assert_export_is_the_trained_model(run, exported, shards)
+
+
+@pytest.mark.parametrize("kind", ["roberta", "eurobert"])
+def test_every_family_is_trained_and_exported(kind, tiny, shards, tmp_path):
+    """Reference: as above."""
+    words = [*tiny, f"model.encoder.model_type={kind}", "model.encoder.hidden_dropout_prob=0.0"]
+    words += ["run.steps=2", "schedule.warmup_steps=1", "optimizer.learning_rate=3e-3", f"run.directory={tmp_path}/run"]
+    for done in (
+        command("train", "pretrain", *words),
+        command("train", "export", tmp_path / "run", "--output", tmp_path / "model"),
+    ):
+        assert done.returncode == 0, done.stderr
+    assert_export_is_the_trained_model(tmp_path / "run", tmp_path / "model", shards)
+
+
+@pytest.fixture
+def folder(shards, tmp_path) -> Path:
+    """A random ModernBERT with the tokenizer of the data set, and eight rows more than that has tokens."""
+    shutil.copytree(shards / "tokenizer", tmp_path / "folder")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "folder")
+    settings = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
+    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "cls_token_id", "sep_token_id")}
+    ids |= {"bos_token_id": None, "eos_token_id": None}
+    torch.manual_seed(1)
+    config = ModernBertConfig(**settings, **ids, vocab_size=len(tokenizer) + 8, local_attention=8)
+    ModernBertForMaskedLM(config).save_pretrained(tmp_path / "folder")
+    return tmp_path / "folder"
+
+
+def test_a_pretrained_folder_comes_out_as_it_went_in(folder, shards, tmp_path):
+    """Reference: the folder's weights. The learning rate moves them by less than 1e-20."""
+    settings = {"data": {"path": str(shards), "sequence_length": 64}, "model": {"pretrained": str(folder)}}
+    settings |= {"run": {"steps": 2, "directory": str(tmp_path / "run")}, "schedule": {"warmup_steps": 1}}
+    settings |= {"batch": {"global_batch_size": 4, "micro_batch_size": 2}, "engine": {"precision": "fp32"}}
+    (tmp_path / "run.yaml").write_text(json.dumps(settings | {"optimizer": {"learning_rate": 1e-30}}))
+    dry = command("train", "pretrain", tmp_path / "run.yaml", "--dry-run")
+    assert dry.returncode == 0 and "local_attention: 8" in dry.stdout, dry.stderr
+    started = command("train", "pretrain", tmp_path / "run.yaml")
+    assert f"The encoder starts from the weights of {folder}." in started.stdout + started.stderr
+    shutil.move(folder, tmp_path / "elsewhere")  # nothing needs it any more
+    done = command("train", "export", tmp_path / "run", "--output", tmp_path / "model")
+    assert done.returncode == 0, done.stderr
+    before = load_file(tmp_path / "elsewhere" / "model.safetensors")
+    after = load_file(tmp_path / "model" / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=0, atol=1e-20)
+    assert_export_is_the_trained_model(tmp_path / "run", tmp_path / "model", shards)
+
+
+def test_a_pretrained_folder_with_another_tokenizer_is_one_line(folder, shards, tmp_path):
+    """Reference: the first token that differs, before anything is trained."""
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text().replace('"[unused0]"', '"[other]"').replace('"the"', '"teh"'))
+    words = ["configs/demo.yaml", f"data.path={shards}", f"model.pretrained={folder}", "--dry-run"]
+    done = command("train", "pretrain", *words)
+    assert done.returncode == 2 and "model.encoder.model_type bert, but" in done.stderr  # the preset's own
+    settings = {"data": {"path": str(shards)}, "model": {"pretrained": str(folder)}}
+    (tmp_path / "run.yaml").write_text(json.dumps(settings))
+    done = command("train", "pretrain", tmp_path / "run.yaml", "--dry-run")
+    assert done.returncode == 2 and "its tokenizer is not that of the data set: token" in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_the_decoder_is_exported_beside_the_encoder_unchanged(run, exported):

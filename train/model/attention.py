@@ -1,6 +1,6 @@
 """Padding-free attention: each document attends to itself alone, for transformers' encoders and for our decoder.
 
-Legend: T tokens, H heads, W width of a head.
+Legend: T tokens (queries), S tokens (keys), H heads, W width of a head.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from train.model.cpu_bf16 import lacks_bf16
+from train.model.document_products import document_products, opaque_document_products
 from train.model.documents import Documents
 
 NAME = "bertmae_documents"
@@ -20,48 +20,67 @@ NAME = "bertmae_documents"
 
 def document_attention(
     query_THW: torch.Tensor,
-    key_THW: torch.Tensor,
-    value_THW: torch.Tensor,
+    key_SHW: torch.Tensor,
+    value_SHW: torch.Tensor,
     documents: Documents,
     scale: float | None = None,
+    *,
+    key_documents: Documents | None = None,
+    causal: bool = False,
+    window: int | None = None,
 ) -> torch.Tensor:
     """Softmax attention within each document; the result is [T, H, W].
+
+    Query i of a document sees all its keys; with `causal` keys j <= i; with `window` keys |i - j| < window. i and j
+    count the tokens that are there: where an objective dropped some, a window reaches further back in the text, as
+    it does in transformers on the shorter sequence.
+    `key_documents` bounds the keys where they are other tokens than the queries (cross-attention): as many documents,
+    each of any length; neither causal nor window is defined there. Scores are times `scale`, or 1 / sqrt(W).
 
     FlashAttention through torch's own variable-length kernel on a GPU in half precision; elsewhere one scaled dot
     product per document, which on a CPU is faster than scattering the tokens into a padded batch.
     """
+    if key_documents is not None and (causal or window is not None):
+        raise ValueError("causal and windowed attention need queries and keys of the same tokens")
+    keys = documents if key_documents is None else key_documents
     if query_THW.is_cuda and query_THW.dtype in (torch.bfloat16, torch.float16):
-        return _flash(query_THW, key_THW, value_THW, documents, scale)
+        return _flash(query_THW, key_SHW, value_SHW, documents, keys, scale, causal, window)
     dtype = query_THW.dtype
     if not query_THW.is_cuda and dtype == torch.bfloat16 and lacks_bf16():
-        query_THW, key_THW, value_THW = query_THW.float(), key_THW.float(), value_THW.float()
-    lengths = documents.lengths_D.tolist()
-    pieces = zip(
-        query_THW.transpose(0, 1).split(lengths, dim=1),
-        key_THW.transpose(0, 1).split(lengths, dim=1),
-        value_THW.transpose(0, 1).split(lengths, dim=1),
-        strict=True,
-    )
-    # A batch dimension of one: the kernel that is fast on CPU takes only four dimensions.
-    outputs = [
-        F.scaled_dot_product_attention(q_HtW[None], k_HtW[None], v_HtW[None], scale=scale)[0]
-        for q_HtW, k_HtW, v_HtW in pieces
-    ]
-    return torch.cat(outputs, dim=1).transpose(0, 1).to(dtype)
+        query_THW, key_SHW, value_SHW = query_THW.float(), key_SHW.float(), value_SHW.float()
+    tensors = query_THW, key_SHW, value_SHW
+    if torch.compiler.is_compiling():
+        bounds = documents.cu_seqlens_D1, keys.cu_seqlens_D1
+        mixed_THW: torch.Tensor = opaque_document_products(*tensors, *bounds, scale, causal, window)
+        return mixed_THW.to(dtype)
+    lengths = documents.lengths_D.tolist(), keys.lengths_D.tolist()
+    return document_products(*tensors, *lengths, scale, causal, window).to(dtype)
 
 
 def _flash(
     query_THW: torch.Tensor,
-    key_THW: torch.Tensor,
-    value_THW: torch.Tensor,
+    key_SHW: torch.Tensor,
+    value_SHW: torch.Tensor,
     documents: Documents,
+    keys: Documents,
     scale: float | None,
+    causal: bool,
+    window: int | None,
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    bounds, longest = documents.cu_seqlens_D1, documents.max_length
+    # The kernel's window is what is seen beside the token itself, to the left and to the right; -1 is everything.
+    left = -1 if window is None else window - 1
     return varlen_attn(  # type: ignore[return-value]
-        query_THW, key_THW, value_THW, bounds, bounds, longest, longest, scale=scale
+        query_THW,
+        key_SHW,
+        value_SHW,
+        documents.cu_seqlens_D1,
+        keys.cu_seqlens_D1,
+        documents.max_length,
+        keys.max_length,
+        scale=scale,
+        window_size=(left, 0 if causal else left),
     )
 
 
@@ -75,13 +94,22 @@ def _transformers_attention(
     documents: Documents,
     dropout: float = 0.0,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The signature transformers calls; the answer is [1, T, H, W]."""
+    """The signature transformers calls; the answer is [1, T, H, W].
+
+    Grouped keys and values (fewer heads than queries) are repeated. `sliding_window` is the `window` of our own
+    function: ModernBERT passes half of `local_attention`, plus one.
+    """
     if dropout:
         raise ValueError(f"padding-free attention has no dropout, the model asks for {dropout}")
+    shared = query_1HTW.shape[1] // key_1HTW.shape[1]
+    if shared > 1:
+        key_1HTW, value_1HTW = (x.repeat_interleave(shared, dim=1) for x in (key_1HTW, value_1HTW))
     query_THW, key_THW, value_THW = (x[0].transpose(0, 1) for x in (query_1HTW, key_1HTW, value_1HTW))
-    return document_attention(query_THW, key_THW, value_THW, documents, scaling)[None], None
+    mixed_THW = document_attention(query_THW, key_THW, value_THW, documents, scaling, window=sliding_window)
+    return mixed_THW[None], None
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

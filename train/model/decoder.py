@@ -14,11 +14,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from train.config import Model as ModelConfig
 from train.model.attention import document_attention
 from train.model.documents import Documents
+from train.model.layers import prepare_layers
 
 _BASE = 10000  # of the geometric row of wavelengths, as in RoFormer
 
@@ -66,7 +66,6 @@ class Decoder(nn.Module):
         super().__init__()
         encoder, decoder = model.encoder, model.resolved_decoder()
         width, epsilon = decoder.hidden_size, encoder.layer_norm_eps
-        self.gradient_checkpointing = model.gradient_checkpointing
         self.head_width = width // decoder.num_attention_heads
         self.widen = nn.Linear(encoder.hidden_size, width)
         self.mask_vector = nn.Parameter(torch.empty(width))
@@ -74,6 +73,7 @@ class Decoder(nn.Module):
             DecoderLayer(width, decoder.num_attention_heads, decoder.intermediate_size, epsilon)
             for _ in range(decoder.num_hidden_layers)
         )
+        prepare_layers(self.layers, model)
         self.norm = nn.LayerNorm(width, eps=epsilon)
         self.to_embedding = nn.Linear(width, encoder.hidden_size)
         self.embedding_norm = nn.LayerNorm(encoder.hidden_size, eps=epsilon)
@@ -95,15 +95,9 @@ class Decoder(nn.Module):
         hidden_TD = hidden_TD.index_copy(0, kept_K, self.widen(kept_KE))
         rotation = Rotation(positions_T, self.head_width)
         for layer in self.layers:
-            hidden_TD = self._run(layer, hidden_TD, rotation, documents)
+            hidden_TD = layer(hidden_TD, rotation, documents)
         return self.norm(hidden_TD)  # type: ignore[no-any-return]
 
-    def logits(self, hidden_ND: torch.Tensor, embedding_VE: torch.Tensor) -> torch.Tensor:
-        """Vocabulary logits [N, V] at the targets: a head like BERT's, then the tied embedding."""
-        projected_NE = self.embedding_norm(F.gelu(self.to_embedding(hidden_ND)))
-        return F.linear(projected_NE, embedding_VE, self.bias)
-
-    def _run(self, layer: nn.Module, hidden_TD: torch.Tensor, rotation: Rotation, documents: Documents) -> torch.Tensor:
-        if self.gradient_checkpointing and self.training:
-            return checkpoint(layer, hidden_TD, rotation, documents, use_reentrant=False)  # type: ignore[no-any-return]
-        return layer(hidden_TD, rotation, documents)  # type: ignore[no-any-return]
+    def head(self, hidden_ND: torch.Tensor) -> torch.Tensor:
+        """States [N, E] that the tied embedding and `bias` project to the vocabulary: a head like BERT's."""
+        return self.embedding_norm(F.gelu(self.to_embedding(hidden_ND)))  # type: ignore[no-any-return]

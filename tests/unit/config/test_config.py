@@ -76,7 +76,8 @@ FILE_MISTAKES = {
     "optimizer: {betas: [0.9]}": "optimizer.betas: [0.9] is not a list of two numbers",
     "optimizer: {betas: [0.9, 0.9, 0.9]}": "optimizer.betas: [0.9, 0.9, 0.9] is not a list of two numbers",
     "optimizer: {betas: ['0.9', 0.9]}": "optimizer.betas[0]: '0.9' is not a number",
-    "objective: {name: mea}": "objective.name: 'mea' is not one of mlm, mae, joint (did you mean mae?)",
+    "objective: {name: mea}": "objective.name: 'mea' is not one of mlm, mae, latent-mae, joint, retromae, "
+    "dupmae, span-corruption (did you mean mae?)",
     "engine: {precision: 16}": "engine.precision: 16 is not one of fp32, bf16 (did you mean bf16?)",
     # Bounds
     "run: {steps: 0}": "run.steps: 0 is not above 0",
@@ -302,7 +303,7 @@ def test_a_dump_holds_every_field_in_order():
 
 def flat(tree, prefix=""):
     for name, value in tree.items():
-        yield from flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name]
+        yield from flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else [prefix + name]
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from train.config import Model
+from train.model.families import FAMILIES
 from train.vocabulary import Vocabulary
 
 
@@ -26,6 +27,21 @@ def model() -> Model:
     encoder |= {"hidden_act": "relu", "layer_norm_eps": 1e-6}
     decoder = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 28}
     return Model.model_validate({"gradient_checkpointing": False, "encoder": encoder, "decoder": decoder})
+
+
+SIZES = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 40}
+SIZES |= {"max_position_embeddings": 96, "hidden_dropout_prob": 0.0, "initializer_range": 0.3}
+FURTHER = {  # what the defaults of each family would leave untested in four layers
+    "modernbert": {"local_attention": 8, "global_attn_every_n_layers": 2},
+    "eurobert": {"num_key_value_heads": 1},
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def family_model(request: pytest.FixtureRequest) -> Model:
+    """A tiny encoder of every family that the configuration knows."""
+    encoder = SIZES | {"model_type": request.param, "extra": FURTHER.get(request.param, {})}
+    return Model.model_validate({"gradient_checkpointing": False, "encoder": encoder})
 
 
 @pytest.fixture
