@@ -46,7 +46,7 @@ logger.setLevel(logging.ERROR)
 class Engine:
     """An objective under DeepSpeed. Weights are given in `module`; optimizer state starts at zero or is loaded."""
 
-    def __init__(self, module: Objective, config: Config, ds_config: dict[str, Any], ranks: Ranks) -> None:
+    def __init__(self, module: Objective[Any], config: Config, ds_config: dict[str, Any], ranks: Ranks) -> None:
         if ranks.device.type == "cpu":
             # Used for inference only, but compiled at every start: without this a C++ compiler would be needed.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -63,7 +63,7 @@ class Engine:
         self._zero_moments()
 
     @property
-    def module(self) -> Objective:
+    def module(self) -> Objective[Any]:
         """The objective, whose parameters ZeRO-3 has partitioned."""
         return self._engine.module  # type: ignore[no-any-return]
 
@@ -76,13 +76,13 @@ class Engine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
 
-    def micro_step(self, batch: Batch, scale_H: torch.Tensor) -> HeadSums:
-        """Forward and backward of one micro-batch; the last one of a step updates the weights.
+    def micro_step(self, batch: Batch, selection: Any, scale_H: torch.Tensor) -> HeadSums:
+        """Forward and backward of one micro-batch with its selection; the last one of a step updates the weights.
 
         `scale_H` holds each head's weight over its global number of targets. The gradient that DeepSpeed averages
         over the ranks is multiplied by their number: what remains is the sum.
         """
-        losses_H, hits_H2 = self._engine(batch)
+        losses_H, hits_H2 = self._engine(batch, selection)
         loss = (losses_H * scale_H).sum() * self.ranks.world_size
         self._engine.backward(loss, scale_wrt_gas=False)
         last = self._engine.is_gradient_accumulation_boundary()
@@ -95,9 +95,9 @@ class Engine:
         return losses_H.detach(), hits_H2
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch) -> HeadSums:
+    def evaluate(self, batch: Batch, selection: Any) -> HeadSums:
         """The sums of one batch without gradients; the caller sets the mode with `eval()` and `train()`."""
-        sums: HeadSums = self._engine(batch)
+        sums: HeadSums = self._engine(batch, selection)
         return sums
 
     def eval(self) -> None:
@@ -209,7 +209,7 @@ class Engine:
                 raise RuntimeError(f"DeepSpeed was given {key} = {given} and uses {used}")
 
 
-def _initialize(module: Objective, optimizer: torch.optim.Optimizer, ds_config: dict[str, Any]) -> Any:
+def _initialize(module: Objective[Any], optimizer: torch.optim.Optimizer, ds_config: dict[str, Any]) -> Any:
     """DeepSpeed's engine; it changes the configuration it is given, hence the copy."""
     try:
         return deepspeed.initialize(

@@ -23,6 +23,7 @@ from train.data.stream import TrainStream
 from train.derived import describe
 from train.distributed import Ranks, on_first_rank, together
 from train.ds_config import load_ds_config
+from train.model.pretrained import check_tokenizer, load_pretrained
 from train.monitor.logs import add_rank_file, log
 from train.monitor.metrics import last_step
 from train.monitor.recorder import Recorder, Writers
@@ -37,6 +38,7 @@ from train.training_data import (
     needed_plans,
     open_data_sets,
     open_walk,
+    token_shares,
 )
 from train.vocabulary import Vocabulary, load_vocabulary
 
@@ -49,8 +51,11 @@ def dry_run(config: Config) -> Iterator[str]:
         walk = open_walk(config, sets, lambda s, rules: open_plan(s.manifest, SPLIT, rules, s.store))
     finally:
         close_stores(sets)
+    if config.model.pretrained:
+        check_tokenizer(Path(config.model.pretrained), sets[0].manifest.tokenizer_folder)
     yield dump_config(config)
-    yield from describe(config, world_size, walk.plans, load_vocabulary(sets[0].manifest))
+    vocabulary = load_vocabulary(*(data_set.manifest for data_set in sets), shares=token_shares(config))
+    yield from describe(config, world_size, walk.plans, vocabulary)
     for sentences in describe_cache(config, sets):
         yield from sentences
     yield "Dry run: nothing was trained."
@@ -77,7 +82,8 @@ def pretrain(config: Config, stop: StopRequest) -> None:
 def _go_on(config: Config, ranks: Ranks, sets: list[DataSet], stop: StopRequest) -> None:
     """From where the run folder says, unless all steps are done."""
     run = Path(config.run.directory)
-    vocabulary = together(ranks, lambda: load_vocabulary(sets[0].manifest))
+    manifests = [data_set.manifest for data_set in sets]
+    vocabulary = together(ranks, lambda: load_vocabulary(*manifests, shares=token_shares(config)))
     ds_config = together(ranks, lambda: load_ds_config(config, ranks.world_size))
     resume = _resume(config, ranks, run, ds_config, sets[0].manifest.tokenizer_folder)
     if resume is not None and resume.step >= config.run.steps:
@@ -168,6 +174,10 @@ def _train(
     module = build_objective(config, vocabulary)
     if resume:
         together(ranks, lambda: load_weights(module, resume.path))
+    elif config.model.pretrained:
+        tokenizer = sets[0].manifest.tokenizer_folder
+        for sentence in together(ranks, lambda: load_pretrained(module.encoder, config.model, tokenizer)):
+            log.info(sentence)
     engine = Engine(module, config, ds_config, ranks)
     position = Position(cursor=stream.cursor)
     if resume:

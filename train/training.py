@@ -58,6 +58,15 @@ class Position:
         return {name: value for name, value in asdict(self).items() if name != "cursor"}
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The micro-batches of a step on the device, and what is masked in each."""
+
+    read: list[Batch]  # as the stream gave them
+    batches: list[Batch]
+    selections: list[Any]
+
+
 @dataclass(slots=True)
 class Training:
     """The loop and what it needs at hand."""
@@ -70,6 +79,7 @@ class Training:
     recorder: Recorder
     position: Position
     saved_step: int = -1
+    _ahead: Prepared | None = None
 
     def run_to_end(self, stop: StopRequest) -> None:
         """Train to the last step, or to the step at which the ranks agree to stop.
@@ -103,8 +113,10 @@ class Training:
         waited = time.perf_counter()
         batches, cursor, failure = self._next_batches(stop)
         waited = time.perf_counter() - waited
+        prepared = self._ahead if self._ahead and self._ahead.read is batches else self._prepare(batches, 0)
+        self._look_ahead()
         counts = [sum(getattr(batch, name) for batch in batches) for name in ("tokens", "rows", "damaged_rows")]
-        own = [*self._targets(batches), *counts, int(stop.reason is not None), int(failure is not None)]
+        own = [*self._targets(prepared), *counts, int(stop.reason is not None), int(failure is not None)]
         *targets, tokens, rows, damaged, asked, failed = self.ranks.sum(own)
         if failed:
             self._end_together(failure)
@@ -114,7 +126,7 @@ class Training:
         rate = learning_rate(self.position.step, self.config)
         self.engine.set_learning_rate(rate)
         _seed_dropout(self.config.run.seed, self.position.step, self.ranks.rank)
-        losses_H, hits_H2 = self._micro_steps(batches, targets)
+        losses_H, hits_H2 = self._micro_steps(prepared, targets)
         self._advance(cursor, tokens, rows, damaged)
         others = {
             "learning_rate": rate,
@@ -182,18 +194,32 @@ class Training:
         folder = Path(self.config.run.directory) / "checkpoints"
         return str(save_checkpoint(folder, self.position.step, tables, state, self.config.checkpoint.keep_last))
 
-    def _targets(self, batches: list[Batch]) -> list[int]:
+    def _prepare(self, batches: list[Batch], later: int) -> Prepared:
+        """Move the batches of this step, or of one so many steps later, and draw what is masked in them."""
+        moved = [batch.to(self.ranks.device) for batch in batches]
+        step = self.position.step + later
+        return Prepared(batches, moved, [self.engine.module.select(batch, step) for batch in moved])
+
+    def _look_ahead(self) -> None:
+        """Prepare the next step before this one is queued on the device: its counts of targets then come to the host
+        while the device works, and no step waits for them."""
+        batches = self.stream.peek()
+        self._ahead = None if batches is None else self._prepare(batches, 1)
+
+    def _targets(self, prepared: Prepared) -> list[int]:
         counts_H = np.zeros(len(self.recorder.heads), dtype=np.int64)
-        for batch in batches:
-            counts_H += self.engine.module.target_counts(batch.lengths_D)
+        for selection in prepared.selections:
+            counts_H += self.engine.module.target_counts(selection)
         return [int(count) for count in counts_H]
 
-    def _micro_steps(self, batches: list[Batch], targets: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _micro_steps(self, prepared: Prepared, targets: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """The sums of this rank over the accumulation steps, which stay on the device."""
-        device = self.ranks.device
         scales = [weight / max(1, count) for weight, count in zip(self.recorder.weights, targets, strict=True)]
-        scale_H = torch.tensor(scales).to(device, non_blocking=True)
-        sums = [self.engine.micro_step(batch.to(device), scale_H) for batch in batches]
+        scale_H = torch.tensor(scales)
+        if self.ranks.device.type == "cuda":  # from pageable memory the copy would wait for the device
+            scale_H = scale_H.pin_memory().to(self.ranks.device, non_blocking=True)
+        pairs = zip(prepared.batches, prepared.selections, strict=True)
+        sums = [self.engine.micro_step(batch, selection, scale_H) for batch, selection in pairs]
         losses_AH = torch.stack([losses_H for losses_H, _ in sums])
         return losses_AH.double().sum(0), torch.stack([hits_H2 for _, hits_H2 in sums]).sum(0)
 

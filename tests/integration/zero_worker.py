@@ -104,10 +104,11 @@ def plain(updates: int) -> tuple[dict[str, torch.Tensor], list[float]]:
     norms = []
     for update in range(updates):
         batch = joined(global_rows(update))
-        counts_H = torch.from_numpy(module.target_counts(batch.lengths_D))
+        selection = module.select(batch)
+        counts_H = torch.from_numpy(module.target_counts(selection))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(update, config)
-        losses_H, _ = module(batch)
+        losses_H, _ = module(batch, selection)
         (losses_H / counts_H).sum().backward()
         norms.append(float(nn.utils.clip_grad_norm_(module.parameters(), 1.0)))
         optimizer.step()
@@ -123,13 +124,14 @@ def train(engine: Engine, config: Config, ranks: distributed.Ranks, first: int, 
         micro = ROWS // ACCUMULATION // ranks.world_size
         starts = [(a * ranks.world_size + ranks.rank) * micro for a in range(ACCUMULATION)]
         batches = [joined(rows[start : start + micro]) for start in starts]
-        counts_H = ranks.sum(sum(engine.module.target_counts(b.lengths_D) for b in batches).tolist())
+        selections = [engine.module.select(batch) for batch in batches]
+        counts_H = ranks.sum(sum(engine.module.target_counts(selection) for selection in selections).tolist())
         engine.set_learning_rate(learning_rate(update, config))
         scale_H = torch.tensor([1.0 / count for count in counts_H])
         if update == poison and ranks.rank == 0:
             scale_H = scale_H * float("nan")
-        for batch in batches:
-            engine.micro_step(batch, scale_H)
+        for batch, selection in zip(batches, selections, strict=True):
+            engine.micro_step(batch, selection, scale_H)
         norms.append(float(engine.gradient_norm))
     return norms
 

@@ -5,6 +5,7 @@ Legend: S steps since the last flush, H heads.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from train.monitor.progress import Progress
 from train.monitor.tensorboard import Curves
 
 Record = dict[str, float]
+_LARGEST = 700.0  # nats: the exponential of more is no number
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ def head_metrics(heads: tuple[str, ...], sums_H3: list[list[float]], targets_H: 
     for head, (loss, hits, frequent), targets in zip(heads, sums_H3, targets_H, strict=True):
         many = max(1, targets)
         record |= {f"{head}_loss": loss / many, f"{head}_accuracy": hits / many}
+        record |= {f"{head}_perplexity": math.exp(min(loss / many, _LARGEST)), f"{head}_targets": targets}
         record[f"{head}_most_frequent_accuracy"] = frequent / many
     return record
 

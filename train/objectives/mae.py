@@ -18,9 +18,18 @@ from train.data.batch import Batch
 from train.model.decoder import Decoder
 from train.model.documents import Documents
 from train.model.encoder import Encoder
-from train.objectives.masking import DROP, Chance, choose, exact_counts, ordinary, others
-from train.objectives.objective import HeadSums, Objective, score, stack
+from train.objectives.masking import Chance, places
+from train.objectives.objective import HeadSums, Objective, stack
+from train.objectives.units import Chosen
 from train.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """The dropped tokens of a batch."""
+
+    documents: Documents
+    chosen: Chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,41 +42,39 @@ class Split:
     dropped_N: torch.Tensor
     kept_documents: Documents
 
+    @classmethod
+    def of(cls, documents: Documents, chosen: Chosen) -> Split:
+        """Waits until the numbers of dropped tokens are on the host."""
+        left_D = documents.lengths_D - chosen.counts_D
+        kept_T = chosen.flags_T.logical_not()
+        return cls(
+            documents=documents,
+            positions_T=documents.positions_T,
+            kept_K=places(kept_T, int(left_D.sum())),
+            dropped_N=chosen.places_N,
+            kept_documents=Documents.of(left_D, chosen.flags_T.device),
+        )
 
-class MaskedAutoencoder(Objective):
+
+class MaskedAutoencoder(Objective[Dropped]):
     """The cost of the encoder falls by the share that is dropped: kept tokens are all it ever sees."""
 
-    heads: tuple[str, ...] = ("reconstruction",)
+    heads = ("reconstruction",)
 
     def __init__(self, encoder: Encoder, config: Config, vocabulary: Vocabulary, chance: Chance) -> None:
         super().__init__(encoder, config, vocabulary, chance)
         self.decoder = Decoder(config.model, vocabulary.size)
 
-    def target_counts(self, lengths_D: np.ndarray) -> np.ndarray:
-        return np.array([exact_counts(lengths_D - 2, self.settings.drop_ratio).sum()])
-
-    def forward(self, batch: Batch) -> HeadSums:
-        split = self.split(batch)
-        kept_KD = self.encoder(batch.ids_T[split.kept_K], split.positions_T[split.kept_K], split.kept_documents)
-        return stack(self.reconstruct(kept_KD, split, batch))
-
-    def split(self, batch: Batch) -> Split:
-        """Drop a uniformly random exact share of each document's ordinary tokens."""
-        device = batch.ids_T.device
+    def select(self, batch: Batch, step: int | None = None) -> Dropped:
         documents = Documents.bounded(batch.lengths_D, batch.cu_seqlens_D1)
-        counts_D = exact_counts(documents.lengths_D - 2, self.settings.drop_ratio)
-        words_T = self.chance.words(DROP, batch, documents)
-        dropped_N = choose(words_T, ordinary(documents), documents, counts_D)
-        return Split(
-            documents=documents,
-            positions_T=documents.positions_T,
-            kept_K=others(dropped_N, documents.tokens),
-            dropped_N=dropped_N,
-            kept_documents=Documents.of(documents.lengths_D - counts_D, device),
-        )
+        return Dropped(documents, self.dropped(batch, documents))
 
-    def reconstruct(self, kept_KD: torch.Tensor, split: Split, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss and hits of the decoder at the dropped tokens."""
+    def target_counts(self, selection: Dropped) -> np.ndarray:
+        return np.array([selection.chosen.counts_D.sum()])
+
+    def forward(self, batch: Batch, selection: Dropped) -> HeadSums:
+        split = Split.of(selection.documents, selection.chosen)
+        kept_KD = self.encoder(batch.ids_T[split.kept_K], split.positions_T[split.kept_K], split.kept_documents)
         hidden_TD = self.decoder(kept_KD, split.kept_K, split.positions_T, split.documents)
-        logits_NV = self.decoder.logits(hidden_TD[split.dropped_N], self.encoder.embedding_VD)
-        return score(logits_NV, batch.ids_T[split.dropped_N], self.vocabulary.most_frequent_id)
+        states_ND = self.decoder.head(hidden_TD[split.dropped_N])
+        return stack(self.score(states_ND, self.decoder.bias, batch.ids_T[split.dropped_N]))

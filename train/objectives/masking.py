@@ -1,21 +1,21 @@
-"""Which tokens are chosen, and what becomes of them.
+"""Random draws for the tokens of a batch, how many are chosen, and what becomes of them.
 
-Legend: T tokens, D documents, N chosen tokens.
+Legend: T tokens, D documents, N chosen tokens, V ordinary ids.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from train.config import Objective as ObjectiveConfig
 from train.data.batch import Batch
-from train.model.documents import Documents, upload
+from train.model.documents import Documents
 from train.objectives import rng
 
-SELECT, FATE, REPLACEMENT, DROP = range(4)  # streams: each use of randomness has its own
+# Streams: each use of randomness has its own.
+SELECT, FATE, REPLACEMENT, DROP, SELECT_LENGTH, DROP_LENGTH, VISIBLE, NOISE, KEPT = range(9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,38 +31,18 @@ class Chance:
         return rng.hash_words(self.seed, batch.epoch, stream, row_T, offset_T)
 
 
-def exact_counts(ordinary_D: np.ndarray, ratio: float) -> np.ndarray:
+def exact_counts(ordinary_D: torch.Tensor, ratio: float) -> torch.Tensor:
     """How many of each document's ordinary tokens are chosen: the rounded share, at least one where there is any.
 
     Devlin et al. 2018, create_pretraining_data.py: max(1, round(ratio * length)); specials are no candidates.
     """
-    counts_D = np.rint(ordinary_D * ratio).astype(np.int64)
-    clipped_D: np.ndarray = np.minimum(np.maximum(counts_D, 1), ordinary_D)
-    return clipped_D
+    counts_D = (ordinary_D.double() * ratio).round().long()  # half to even, in fp64: equal on every device
+    return counts_D.clamp(min=1).minimum(ordinary_D)
 
 
-def choose(
-    words_T: torch.Tensor, candidates_T: torch.Tensor, documents: Documents, counts_D: np.ndarray
-) -> torch.Tensor:
-    """Ascending places [N] of `counts_D` candidates of each document, the ones with the smallest random words.
-
-    Every subset of a document's candidates is equally likely. The counts are known on the host, so the shape of the
-    answer is too, and nothing waits for the device.
-    """
-    last = torch.iinfo(torch.int64).max
-    by_word_T = torch.argsort(torch.where(candidates_T, words_T, last), stable=True)
-    order_T = by_word_T[torch.argsort(documents.index_T[by_word_T], stable=True)]
-    starts_D = np.cumsum(documents.lengths_D) - documents.lengths_D
-    within_N = np.arange(counts_D.sum()) - np.repeat(np.cumsum(counts_D) - counts_D, counts_D)
-    first_N = upload(np.repeat(starts_D, counts_D) + within_N, words_T.device)
-    return order_T[first_N].sort().values
-
-
-def others(chosen_N: torch.Tensor, tokens: int) -> torch.Tensor:
-    """The ascending places that were not chosen, [tokens - N]."""
-    flags_T = torch.zeros(tokens, dtype=torch.int64, device=chosen_N.device)
-    flags_T[chosen_N] = 1
-    return torch.argsort(flags_T, stable=True)[: tokens - len(chosen_N)]
+def places(flags_T: torch.Tensor, count: int) -> torch.Tensor:
+    """The ascending places [count] where `flags_T` is true; the host knows how many, so nothing waits."""
+    return torch.argsort(flags_T.logical_not().to(torch.uint8), stable=True)[:count]
 
 
 def ordinary(documents: Documents) -> torch.Tensor:
@@ -73,18 +53,18 @@ def ordinary(documents: Documents) -> torch.Tensor:
 
 
 def corrupt(
-    ids_N: torch.Tensor,
-    fate_N: torch.Tensor,
-    replacement_N: torch.Tensor,
+    ids_T: torch.Tensor,
+    fate_T: torch.Tensor,
+    replacement_T: torch.Tensor,
     settings: ObjectiveConfig,
     mask_id: int,
     ordinary_ids_V: torch.Tensor,
 ) -> torch.Tensor:
-    """What the encoder sees at the targets: [MASK], a random ordinary id or the token itself (80/10/10 in BERT).
+    """What the encoder sees at targets: [MASK], a random ordinary id or the token itself (80/10/10 in BERT).
 
-    `fate_N` and `replacement_N` are independent random words.
+    `fate_T` and `replacement_T` are independent random words.
     """
-    masked_N = rng.below(settings.mask_token_share, fate_N)
-    changed_N = rng.below(settings.mask_token_share + settings.random_token_share, fate_N)
-    random_N = ordinary_ids_V[rng.integers(len(ordinary_ids_V), replacement_N)]
-    return torch.where(masked_N, mask_id, torch.where(changed_N, random_N, ids_N))
+    masked_T = rng.below(settings.mask_token_share, fate_T)
+    changed_T = rng.below(settings.mask_token_share + settings.random_token_share, fate_T)
+    random_T = ordinary_ids_V[rng.integers(len(ordinary_ids_V), replacement_T)]
+    return torch.where(masked_T, mask_id, torch.where(changed_T, random_T, ids_T))

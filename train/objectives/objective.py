@@ -1,20 +1,34 @@
-"""What every objective is: a module from a batch to the loss sums of its heads.
+"""What every objective is: a module that chooses its targets in a batch and sums its heads' losses there.
 
-Legend: H heads, N targets, D documents or hidden size, V vocabulary.
+Legend: T tokens, N targets, H heads, D documents or width, V vocabulary.
 """
 
 from __future__ import annotations
 
+from typing import Generic, TypeVar
+
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from train.config import Config
+from train.config import Config, Unit, mask_ratio
 from train.data.batch import Batch
 from train.model.documents import Documents
 from train.model.encoder import Encoder
-from train.objectives.masking import FATE, REPLACEMENT, Chance, corrupt
+from train.objectives.cross_entropy import cross_entropy
+from train.objectives.masking import (
+    DROP,
+    DROP_LENGTH,
+    FATE,
+    REPLACEMENT,
+    SELECT,
+    SELECT_LENGTH,
+    Chance,
+    corrupt,
+    exact_counts,
+    ordinary,
+)
+from train.objectives.units import Chosen, UnitDraws, choose
 from train.vocabulary import Vocabulary
 
 # Sums over the targets of one micro-batch; dividing by the global number of targets is the trainer's.
@@ -22,10 +36,15 @@ from train.vocabulary import Vocabulary
 #   hits_H2    targets guessed right by the head, and by always guessing the most frequent token
 # A plain tuple: ZeRO-3 looks for tensors in tuples and rebuilds what it finds.
 HeadSums = tuple[torch.Tensor, torch.Tensor]
+Selection = TypeVar("Selection")
 
 
-class Objective(nn.Module):
-    """An encoder with the heads and the decoder that an objective trains."""
+class Objective(nn.Module, Generic[Selection]):
+    """An encoder with the heads and the decoder that an objective trains.
+
+    First `select` draws on the device what is masked; how many targets that gives comes to the host beside the
+    computation (`target_counts`). Then `forward` has shapes that the host knows.
+    """
 
     heads: tuple[str, ...]
 
@@ -42,27 +61,60 @@ class Objective(nn.Module):
         """How much each head's mean loss counts in the total."""
         return (1.0,) * len(self.heads)
 
-    def target_counts(self, lengths_D: np.ndarray) -> np.ndarray:
-        """Targets of each head [H] in a batch of documents, from their lengths alone."""
+    def select(self, batch: Batch, step: int | None = None) -> Selection:
+        """What is masked in a batch on the device, at an optimizer step; None: as in validation."""
         raise NotImplementedError
 
-    def forward(self, batch: Batch) -> HeadSums:
+    def target_counts(self, selection: Selection) -> np.ndarray:
+        """Targets of each head [H] in the batch of a selection. Waits for the device: ask as late as you can."""
         raise NotImplementedError
 
-    def corrupted(self, batch: Batch, documents: Documents, targets_N: torch.Tensor) -> torch.Tensor:
-        """The ids [N] the encoder sees in place of the targets of masked language modelling."""
-        fate_N = self.chance.words(FATE, batch, documents)[targets_N]
-        replacement_N = self.chance.words(REPLACEMENT, batch, documents)[targets_N]
+    def forward(self, batch: Batch, selection: Selection) -> HeadSums:
+        raise NotImplementedError
+
+    def masked(self, batch: Batch, documents: Documents, among_T: torch.Tensor, step: int | None) -> Chosen:
+        """The targets of masked language modelling among some ordinary tokens."""
+        settings, streams = self.settings, (SELECT, SELECT_LENGTH)
+        return self._choose(settings.mask_unit, mask_ratio(settings, step), streams, batch, documents, among_T)
+
+    def dropped(self, batch: Batch, documents: Documents) -> Chosen:
+        """The tokens that the encoder does not see, or whose states it loses."""
+        settings, streams = self.settings, (DROP, DROP_LENGTH)
+        return self._choose(settings.drop_unit, settings.drop_ratio, streams, batch, documents, ordinary(documents))
+
+    def corrupted(self, batch: Batch, documents: Documents, chosen: Chosen) -> torch.Tensor:
+        """The ids [T] with which masked language modelling hides its targets."""
+        fate_T, replacement_T = (self.chance.words(stream, batch, documents) for stream in (FATE, REPLACEMENT))
+        if chosen.drawn_T is not None:
+            fate_T = fate_T[chosen.drawn_T]
         mask_id = self.vocabulary.special_ids["mask"]
-        return corrupt(batch.ids_T[targets_N], fate_N, replacement_N, self.settings, mask_id, self.ordinary_ids_V)
+        seen_T = corrupt(batch.ids_T, fate_T, replacement_T, self.settings, mask_id, self.ordinary_ids_V)
+        return torch.where(chosen.flags_T, seen_T, batch.ids_T)
 
+    def mlm_score(self, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss and hits of the encoder's own head at states of the targets."""
+        return self.score(self.encoder.head(hidden_ND), self.encoder.output_bias_V, targets_N)
 
-def score(logits_NV: torch.Tensor, targets_N: torch.Tensor, most_frequent_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(sum of the cross-entropy in fp32, [own hits, hits of the most frequent token]) of one head."""
-    logits_NV = logits_NV.float()
-    loss = F.cross_entropy(logits_NV, targets_N, reduction="sum")
-    own = (logits_NV.detach().argmax(-1) == targets_N).sum()
-    return loss, torch.stack([own, (targets_N == most_frequent_id).sum()])
+    def score(
+        self, hidden_ND: torch.Tensor, bias_V: torch.Tensor | None, targets_N: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(loss, [own hits, hits of the most frequent token]) of one head, projected by the tied embedding."""
+        loss, hits = cross_entropy(hidden_ND, self.encoder.output_VD, bias_V, targets_N)
+        return loss, torch.stack([hits, (targets_N == self.vocabulary.most_frequent_id).sum()])
+
+    def _choose(
+        self,
+        unit: Unit,
+        ratio: float,
+        streams: tuple[int, int],
+        batch: Batch,
+        documents: Documents,
+        among_T: torch.Tensor,
+    ) -> Chosen:
+        draws = UnitDraws(*(self.chance.words(stream, batch, documents) for stream in streams))
+        starts_T = None if unit == "token" else batch.word_starts_T
+        most_D = exact_counts(documents.sums(among_T), ratio)
+        return choose(unit, self.settings, draws, documents, among_T, starts_T, most_D)
 
 
 def stack(*heads: tuple[torch.Tensor, torch.Tensor]) -> HeadSums:

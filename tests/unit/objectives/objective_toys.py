@@ -26,7 +26,7 @@ VOCABULARY = Vocabulary(
     unigram_entropy=1.0,
 )
 SEED = 20240607
-OBJECTIVES = ("mlm", "mae", "joint")
+OBJECTIVES = ("mlm", "mae", "latent-mae", "joint")
 # A filler, the shortest documents that have a target, long ones: together longer than the model has positions.
 LENGTHS = (17, 2, 9, 3, 40, 4, 5, 23)
 
@@ -37,6 +37,7 @@ class Document(NamedTuple):
     ids: list[int]
     row: int
     offset: int
+    starts: list[bool] | None = None  # of words; None: every token is one
 
 
 def tiny_config(
@@ -78,7 +79,8 @@ def make_documents(lengths: Sequence[int], seed: int = 0) -> list[Document]:
             continue
         if rng.random() < 1 / 3:
             row, offset = row + 1, 0
-        documents.append(Document([CLS, *ids, SEP], row, offset))
+        starts = [True, True, *(rng.random(length - 3) < 0.6).tolist(), True]
+        documents.append(Document([CLS, *ids, SEP], row, offset, starts))
         offset += length
     return documents
 
@@ -89,7 +91,7 @@ def as_batch(documents: Sequence[Document], epoch: int = 3) -> Batch:
     ids_T = torch.tensor([token for document in documents for token in document.ids])
     return Batch(
         ids_T=ids_T,
-        word_starts_T=torch.ones(len(ids_T), dtype=torch.bool),
+        word_starts_T=torch.tensor([start for document in documents for start in word_starts(document)]),
         lengths_D=lengths_D,
         cu_seqlens_D1=torch.tensor([0, *np.cumsum(lengths_D).tolist()], dtype=torch.int32),
         row_ids_D=torch.tensor([document.row for document in documents]),
@@ -97,6 +99,15 @@ def as_batch(documents: Sequence[Document], epoch: int = 3) -> Batch:
         epoch=epoch,
         tokens=sum(len(document.ids) for document in documents if document.row >= 0),
     )
+
+
+def word_starts(document: Document) -> list[bool]:
+    return document.starts or [True] * len(document.ids)
+
+
+def run(objective: Objective, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses and hits as training and validation ask for them."""
+    return objective(batch, objective.select(batch))
 
 
 class Seen(NamedTuple):
@@ -111,7 +122,7 @@ def seen_by_encoder(objective: Objective, documents: Sequence[Document], epoch: 
     calls: list[tuple[torch.Tensor, torch.Tensor, Documents]] = []
     handle = objective.encoder.register_forward_pre_hook(lambda _, arguments: calls.append(arguments))
     with torch.no_grad():
-        objective(as_batch(documents, epoch))
+        run(objective, as_batch(documents, epoch))
     handle.remove()
     [(ids_T, positions_T, bounds)] = calls
     lengths = bounds.lengths_D.tolist()

@@ -23,7 +23,9 @@ from objective_toys import (
 
 from train.model.documents import Documents
 from train.objectives import masking
-from train.objectives.masking import Chance, choose, corrupt, exact_counts, ordinary, others
+from train.objectives.mae import Split
+from train.objectives.masking import Chance, corrupt, exact_counts, ordinary
+from train.objectives.units import UnitDraws, choose
 
 CPU = torch.device("cpu")
 
@@ -52,7 +54,7 @@ CHOSEN = pytest.mark.parametrize("chosen", [masked_places, dropped_places], ids=
 def test_counts_are_the_rounded_share_and_at_least_one(ratio: float) -> None:
     """Reference: max(1, round(share)) in Python, clipped to what there is."""
     expected = [slow_count(candidates, ratio) for candidates in range(2000)]
-    assert exact_counts(np.arange(2000), ratio).tolist() == expected
+    assert exact_counts(torch.arange(2000), ratio).tolist() == expected
     assert expected[:2] == [0, 1]
 
 
@@ -73,8 +75,8 @@ def test_the_choice_is_the_smallest_words_of_each_document() -> None:
     masked, dropped = masked_places(documents), dropped_places(documents)
     for number, document in enumerate(documents):
         draws, candidates = Draws(document, SEED, 3), range(1, len(document.ids) - 1)
-        assert masked[number] == draws.choose(SELECT, candidates, 0.3)
-        assert dropped[number] == draws.choose(DROP, candidates, 0.4)
+        assert masked[number] == draws.choose(SELECT, candidates, 0.3).places
+        assert dropped[number] == draws.choose(DROP, candidates, 0.4).places
 
 
 @CHOSEN
@@ -103,8 +105,10 @@ def _choices(length: int, count: int, trials: int) -> torch.Tensor:
     """Places [trials, count] chosen in as many documents of one length, a row each."""
     documents = Documents.of(np.full(trials, length), CPU)
     batch = as_batch([Document([0] * length, row, 0) for row in range(trials)])
-    chosen_N = choose(Chance(5).words(SELECT, batch, documents), ordinary(documents), documents, np.full(trials, count))
-    return chosen_N.view(trials, count) - length * torch.arange(trials)[:, None]
+    order_T = Chance(5).words(SELECT, batch, documents)
+    draws, most_D = UnitDraws(order_T, order_T), torch.full((trials,), count)
+    chosen = choose("token", tiny_config().objective, draws, documents, ordinary(documents), None, most_D)
+    return chosen.places_N.view(trials, count) - length * torch.arange(trials)[:, None]
 
 
 @pytest.mark.parametrize(("length", "count"), [(34, 5), (34, 16), (12, 9)])
@@ -127,20 +131,22 @@ def test_every_subset_is_chosen_equally_often() -> None:
     assert abs(statistic - 19) < 5 * (2 * 19) ** 0.5
 
 
-def test_others_are_the_places_that_were_not_chosen() -> None:
-    """Reference: the difference of sets, for no, some and all places."""
+def test_places_are_where_a_flag_is_true() -> None:
+    """Reference: a list of Python, for no, some and all places."""
     rng = np.random.default_rng(0)
     for tokens, count in [(1, 0), (1, 1), (50, 0), (50, 17), (50, 50)]:
-        chosen = sorted(rng.choice(tokens, count, replace=False).tolist())
-        expected = sorted(set(range(tokens)) - set(chosen))
-        assert others(torch.tensor(chosen, dtype=torch.int64), tokens).tolist() == expected
+        flags = np.zeros(tokens, bool)
+        flags[rng.choice(tokens, count, replace=False)] = True
+        expected = [place for place, flag in enumerate(flags.tolist()) if flag]
+        assert masking.places(torch.from_numpy(flags), count).tolist() == expected
 
 
 def test_chosen_and_kept_places_are_those_of_every_document() -> None:
     """Reference: the places of the batch counted one document after another; kept and dropped make a whole."""
     objective = tiny_objective(tiny_config("mae", drop_ratio=0.4))
     documents = make_documents(LENGTHS)
-    split = objective.split(as_batch(documents))
+    selection = objective.select(as_batch(documents))
+    split = Split.of(selection.documents, selection.chosen)
     expected, start = [], 0
     for document, places in zip(documents, dropped_places(documents), strict=True):
         expected += [start + place for place in places]

@@ -1,0 +1,51 @@
+"""Masked autoencoding of latents: the encoder sees the whole text, a part of its states is lost, the decoder rebuilds.
+
+"The encoder turns the sequence into latent representations, a mask layer masks the encoded representations, the decoder
+rebuilds the original sequence": lost states are one learned vector for the decoder; [CLS] and [SEP] are never lost.
+Loss on the masked places, or on all ordinary tokens.
+
+Legend: T tokens, K kept states, N targets, D documents or width.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from train.config import Config
+from train.data.batch import Batch
+from train.model.decoder import Decoder
+from train.model.documents import Documents
+from train.model.encoder import Encoder
+from train.objectives.mae import Dropped, Split
+from train.objectives.masking import Chance, ordinary, places
+from train.objectives.objective import HeadSums, Objective, stack
+from train.vocabulary import Vocabulary
+
+
+class LatentMaskedAutoencoder(Objective[Dropped]):
+    """The mask layer stands between encoder and decoder."""
+
+    heads = ("reconstruction",)
+
+    def __init__(self, encoder: Encoder, config: Config, vocabulary: Vocabulary, chance: Chance) -> None:
+        super().__init__(encoder, config, vocabulary, chance)
+        self.decoder = Decoder(config.model, vocabulary.size)
+
+    def select(self, batch: Batch, step: int | None = None) -> Dropped:
+        documents = Documents.bounded(batch.lengths_D, batch.cu_seqlens_D1)
+        return Dropped(documents, self.dropped(batch, documents))
+
+    def target_counts(self, selection: Dropped) -> np.ndarray:
+        if self.settings.reconstruct == "all":
+            return np.array([(selection.documents.lengths_D - 2).sum()])
+        return np.array([selection.chosen.counts_D.sum()])
+
+    def forward(self, batch: Batch, selection: Dropped) -> HeadSums:
+        split = Split.of(selection.documents, selection.chosen)
+        latent_TD = self.encoder(batch.ids_T, split.positions_T, split.documents)
+        hidden_TD = self.decoder(latent_TD[split.kept_K], split.kept_K, split.positions_T, split.documents)
+        places_N = split.dropped_N
+        if self.settings.reconstruct == "all":
+            places_N = places(ordinary(split.documents), int(self.target_counts(selection)[0]))
+        states_ND = self.decoder.head(hidden_TD[places_N])
+        return stack(self.score(states_ND, self.decoder.bias, batch.ids_T[places_N]))
