@@ -42,6 +42,8 @@ setup(
         "s3": ["s3fs>=2026.9"],
         "gs": ["gcsfs>=2026.9"],
         "https": ["aiohttp>=3.14"],
+        # What the benchmarks compare with.
+        "benchmark": ["accelerate>=1.1"],
         "test": [
             "aiohttp>=3.14",
             "flask>=3.1",

@@ -211,7 +211,8 @@ class Encoder(Section):
 
 
 class Decoder(Section):
-    """The decoder of the objectives mae and joint; mlm has none. Sizes that are not set here are as in the
+    """The decoder of the objectives mae, latent-mae, joint and span-corruption; mlm has none, and that of retromae and
+    dupmae has the sizes of the encoder. Sizes that are not set here are as in the
     encoder; the activation is always GELU, and positions are rotations of queries and keys (RoFormer)."""
 
     num_hidden_layers: int = Field(default=2, gt=0, description="Number of transformer layers.")
@@ -461,8 +462,11 @@ class Engine(Section):
         min_length=1,
         description="DeepSpeed configuration (JSON): ZeRO stage and offload. A path from the working directory.",
     )
-    precision: Literal["fp32", "bf16"] = Field(
-        default="bf16", description="Number format of forward and backward passes; master weights are always fp32."
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="bf16",
+        description="Number format of forward and backward passes; master weights, gradient sums, softmax and losses "
+        "are always fp32. bf16 needs no loss scale; fp16, for GPUs without bf16, has a dynamic one, and a step whose "
+        "gradients overflow is left out.",
     )
 
 
@@ -538,7 +542,7 @@ def _check_decoder_heads(config: Config) -> None:
     decoder, objective = config.model.resolved_decoder(), config.objective.name
     width, heads = decoder.hidden_size, decoder.num_attention_heads
     # The decoder turns channels of a head in pairs; mlm builds none.
-    if objective in ("mae", "joint") and width // heads % 2:
+    if objective in ("mae", "latent-mae", "joint", "span-corruption") and width // heads % 2:
         raise ValueError(
             f"model.decoder.hidden_size {width} over model.decoder.num_attention_heads {heads} makes heads of "
             f"{width // heads} channels, and objective.name {objective} needs an even number: change one of them "
@@ -615,10 +619,11 @@ def _check_objective(objective: Objective) -> None:
             f"objective.boundary_weight {objective.boundary_weight} works with objective.name mlm only, not with "
             f"{objective.name}: set it to 0"
         )
-    if objective.name == "joint" and objective.mlm_weight == objective.reconstruction_weight == 0:
-        raise ValueError(
-            "objective.mlm_weight 0 and objective.reconstruction_weight 0 leave nothing to learn: raise one of them"
-        )
+    weighted = {"joint": 2, "retromae": 2, "dupmae": 3}.get(objective.name, 0)
+    names = ("mlm_weight", "reconstruction_weight", "bag_of_words_weight")[:weighted]
+    if weighted and not any(getattr(objective, name) for name in names):
+        zeros = " and ".join(f"objective.{name} 0" for name in names)
+        raise ValueError(f"{zeros} leave nothing to learn: raise one of them")
 
 
 def _check_batch(batch: Batch) -> None:

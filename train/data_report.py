@@ -7,16 +7,14 @@ Legend: K sources, N rows, T tokens of a row.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from data_pipeline.checks.inspect import words_line
 from data_pipeline.manifest import Manifest
 from data_pipeline.report import counted
-from data_pipeline.tokenizer import load_tokenizer
 from train.config import Config
 from train.data.batch import Batch
 from train.data.damage import is_too_much
@@ -28,6 +26,7 @@ from train.data.packing import PackingRules, RowPlan
 from train.data.plan_cache import open_plan
 from train.data.splits import find_split
 from train.errors import DataError, UserError
+from train.seen_rows import LEGEND, masking_only, row_lines, token_names
 from train.training_data import (
     SPLIT,
     close_stores,
@@ -41,7 +40,7 @@ from train.training_data import (
     token_shares,
     weights_at,
 )
-from train.vocabulary import load_vocabulary
+from train.vocabulary import Vocabulary, load_vocabulary
 
 _ONE_ROW = Share(rank=0, world_size=1, micro_batch_size=1, global_batch_size=1)
 
@@ -85,13 +84,13 @@ def report(config: Config, rows_shown: int) -> Iterator[str]:
     sets = open_data_sets(config, local_folders(config))
     try:
         # Names a damaged tokenizer before anything is planned.
-        load_vocabulary(*(data_set.manifest for data_set in sets), shares=token_shares(config))
-        yield from _report(config, sets, rows_shown)
+        vocabulary = load_vocabulary(*(data_set.manifest for data_set in sets), shares=token_shares(config))
+        yield from _report(config, sets, vocabulary, rows_shown)
     finally:
         close_stores(sets)
 
 
-def _report(config: Config, sets: Sequence[DataSet], rows_shown: int) -> Iterator[str]:
+def _report(config: Config, sets: Sequence[DataSet], vocabulary: Vocabulary, rows_shown: int) -> Iterator[str]:
     walk, plans = _open(config, sets)
     names_K = [f"Source {source.name}" for source in config.data.sources] or ["The training split"]
     legs = follow(config, walk, [data_set.manifest for data_set in sets], plans)
@@ -100,7 +99,14 @@ def _report(config: Config, sets: Sequence[DataSet], rows_shown: int) -> Iterato
     yield from _data(config, names_K, sets, legs)
     yield from _run(config, names_K, legs)
     yield _shuffle(config, walk, legs[0])
-    damaged = yield from _first_rows(walk, legs[0], names_K, _vocabulary(sets[0].manifest), rows_shown)
+    objective, names_V = masking_only(config, vocabulary), token_names(sets[0].manifest)
+    if rows_shown:
+        yield LEGEND
+    damaged = 0
+    for number, (batch, source) in enumerate(_first_rows(walk, legs[0], rows_shown)):
+        yield f"Row {number} of step 0, {names_K[source]}: {_filled(batch, legs[0].length)}"
+        yield from row_lines(batch, objective, names_V)
+        damaged += batch.damaged_rows
     _refuse_damage(config, walk, legs, damaged)
 
 
@@ -252,47 +258,22 @@ def _shuffle(config: Config, walk: Walk, leg: Leg) -> str:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The first rows
-
-
-def _vocabulary(manifest: Manifest) -> list[str]:
-    vocabulary = load_tokenizer(manifest.tokenizer_folder).vocabulary
-    if len(vocabulary) != manifest.vocabulary_size:
-        raise DataError(f"{manifest.tokenizer_folder}: {len(vocabulary)} tokens, not {manifest.vocabulary_size}")
-    return vocabulary
-
-
-def _first_rows(
-    walk: Walk, leg: Leg, names_K: Sequence[str], vocabulary: list[str], rows_shown: int
-) -> Generator[str, None, int]:
-    """The first rows of step 0 in the order of the stream, a document a line; returns how many are damaged."""
-    cursor, damaged = walk.start, 0
-    for number in range(min(rows_shown, leg.rows_per_step)):
+def _first_rows(walk: Walk, leg: Leg, rows_shown: int) -> Iterator[tuple[Batch, int]]:
+    """The first rows of step 0 in the order of the stream, each with the number of its source."""
+    cursor = walk.start
+    for _ in range(min(rows_shown, leg.rows_per_step)):
         if cursor.epoch:  # a data set of fewer rows than a batch
             break
         (batch,) = walk.batches(cursor, _ONE_ROW)
         before, cursor = cursor, walk.advance(cursor, _ONE_ROW)
-        source = int((_rows_read(walk, cursor, leg.plans_K) - _rows_read(walk, before, leg.plans_K)).argmax())
-        yield f"Row {number} of step 0, {names_K[source]}: {_filled(batch, leg.length)}"
-        yield from (f"  {words}" for words in document_lines(batch, vocabulary))
-        damaged += batch.damaged_rows
-    return damaged
+        read_K = _rows_read(walk, cursor, leg.plans_K) - _rows_read(walk, before, leg.plans_K)
+        yield batch, int(read_K.argmax())
 
 
 def _filled(batch: Batch, length: int) -> str:
     if batch.damaged_rows:
         return "it lies in a damaged block, an empty document stands for it."
     return f"{counted(len(batch.lengths_D), 'document')}, {batch.tokens:,} of {length:,} tokens."
-
-
-def document_lines(batch: Batch, vocabulary: Sequence[str]) -> Iterator[str]:
-    """Each document of a batch that has word starts, its words apart and the pieces of a word joined by a mark."""
-    if batch.word_starts_T is None:
-        raise ValueError("the batch was read without word starts")
-    tokens_T, starts_T = [vocabulary[i] for i in batch.ids_T.tolist()], batch.word_starts_T.tolist()
-    for start, end in pairwise(batch.cu_seqlens_D1.tolist()):
-        yield words_line(tokens_T[start:end], starts_T[start:end])
 
 
 def _refuse_damage(config: Config, walk: Walk, legs: Sequence[Leg], damaged: int) -> None:

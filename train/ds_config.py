@@ -16,6 +16,7 @@ TOP_LEVEL = frozenset(
         "bf16",
         "communication_data_type",
         "data_types",
+        "fp16",
         "gradient_accumulation_steps",
         "gradient_clipping",
         "gradient_predivide_factor",
@@ -48,10 +49,16 @@ def load_ds_config(config: Config, world_size: int) -> dict[str, Any]:
     _refuse_open_auto(ds_config, path)
     for key in ds_config["data_types"].keys() - {"grad_accum_dtype"}:
         raise UserError(f"{path}: unknown key data_types.{key} (known: grad_accum_dtype)")  # DeepSpeed says nothing
-    if stage == 0 and ds_config["bf16"]["enabled"]:
-        # DeepSpeed takes a hidden optimizer step at start there: a wrong first update and one decay too many.
+    if stage == 0 and config.engine.precision != "fp32":
+        # With bf16 DeepSpeed takes a hidden optimizer step at start there: a wrong first update, one decay too many.
         raise UserError(
-            f"{path}: ZeRO stage 0 does not train bf16 rightly: use ds_configs/zero1.json or engine.precision=fp32"
+            f"{path}: ZeRO stage 0 does not train {config.engine.precision} rightly: use ds_configs/zero1.json or "
+            "engine.precision=fp32"
+        )
+    if stage == 3 and config.engine.precision == "fp16":
+        # In a step after which the loss scale grows, DeepSpeed divides the gradients by the scale that comes next.
+        raise UserError(
+            f"{path}: ZeRO stage 3 does not train fp16 rightly: use ds_configs/zero2.json or engine.precision=bf16"
         )
     if stage == 3 and config.model.compile:
         # Its hooks fetch the weights of every single module: the compiler gives up at each of them.
@@ -76,6 +83,7 @@ def _owned(config: Config, world_size: int) -> dict[str, Any]:
         "gradient_accumulation_steps": gradient_accumulation_steps(config, world_size),
         "gradient_clipping": config.optimizer.gradient_clipping,
         "bf16.enabled": config.engine.precision == "bf16",
+        "fp16.enabled": config.engine.precision == "fp16",
         "data_types.grad_accum_dtype": "fp32",
     }
 

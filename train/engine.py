@@ -17,6 +17,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or it looks for accelerators and warns
 
 import deepspeed
+from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import (
     logger,
     safe_get_full_fp32_param,
@@ -39,6 +40,7 @@ from train.optimizer import build_optimizer
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of each parameter
 Tensors = dict[str, torch.Tensor]  # by parameter name
+_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 logger.setLevel(logging.ERROR)
 
@@ -58,8 +60,13 @@ class Engine:
         self.gradient_norm: torch.Tensor | float | None = None
         self.applied = True
         module.to(ranks.device)
+        if ds_config["fp16"]["enabled"] and not get_accelerator().is_fp16_supported():
+            raise UserError.agreed("engine.precision fp16: this device has no fp16; use bf16 or fp32")
         self._engine = _initialize(module, build_optimizer(module, config), ds_config)
         self._check_settings(ds_config)
+        self._scaler = self._engine.optimizer.loss_scaler if ds_config["fp16"]["enabled"] else None
+        if self._scaler is not None:
+            self._scaler.raise_error_at_min_scale = False  # the trainer counts steps left out in a row, and says it
         self._zero_moments()
 
     @property
@@ -118,6 +125,16 @@ class Engine:
                 for table, tensor in tensors:
                     tables[table][name] = tensor.detach().to("cpu", torch.float32, copy=True)
         return tables
+
+    @property
+    def loss_scale(self) -> dict[str, float]:
+        """The dynamic loss scale of fp16 and what decides its next change; empty for other precisions."""
+        return {name: float(getattr(self._scaler, name)) for name in _SCALER if hasattr(self._scaler, name)}
+
+    def load_loss_scale(self, saved: Mapping[str, float]) -> None:
+        """Take what `loss_scale` gave; a checkpoint of another precision has none, and the scale begins anew."""
+        for name in self.loss_scale.keys() & saved.keys():
+            setattr(self._scaler, name, type(getattr(self._scaler, name))(saved[name]))
 
     def load_state(self, tables: Mapping[str, Mapping[str, torch.Tensor]], updates: int) -> None:
         """Take the state that `state()` gave, at any number of ranks and any ZeRO stage.
@@ -204,6 +221,7 @@ class Engine:
         pairs = [(key, wanted[key], value) for key, value in effective.items()]
         pairs.append(("zero_optimization.stage", self.stage, int(engine.zero_optimization_stage())))
         pairs.append(("bf16.enabled", wanted["bf16"]["enabled"], engine.bfloat16_enabled()))
+        pairs.append(("fp16.enabled", wanted["fp16"]["enabled"], engine.fp16_enabled()))
         for key, given, used in pairs:
             if given != used:
                 raise RuntimeError(f"DeepSpeed was given {key} = {given} and uses {used}")

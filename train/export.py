@@ -48,8 +48,11 @@ def export(run: Path, output: Path) -> Iterator[str]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     yield from (f"Not used: {problem}." for problem in problems)
-    if config.objective.name == "mae":
-        yield "The objective mae does not train the masked-language-model head: fill-mask on this model means nothing."
+    if config.objective.name in ("mae", "latent-mae", "span-corruption"):
+        yield (
+            f"The objective {config.objective.name} does not train the masked-language-model head: fill-mask on this "
+            "model means nothing."
+        )
     yield f"Exported step {found.step} ({found.state['tokens_seen']:,} tokens seen) of {run} to {output}."
 
 

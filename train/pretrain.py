@@ -183,6 +183,7 @@ def _train(
     if resume:
         tables = together(ranks, lambda: {table: read_table(resume.path, table) for table in ("model", *MOMENTS)})
         engine.load_state(tables, resume.state["updates"])
+        engine.load_loss_scale(resume.state.get("loss_scale", {}))
         position = Position.of(resume.state, stream.cursor)
         log.info("Going on from %s (step %d, %s tokens seen).", resume.path, resume.step, f"{position.tokens_seen:,}")
     writers = together(ranks, lambda: _writers(config, position.step) if ranks.rank == 0 else None)

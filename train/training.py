@@ -135,6 +135,8 @@ class Training:
             "skipped_updates": self.position.skipped_updates,
             "damaged_rows": self.position.damaged_rows,
         }
+        if scale := self.engine.loss_scale:
+            others["loss_scale"] = scale["cur_scale"]
         norm = self.engine.gradient_norm
         self.recorder.add(StepSums(self.position.step, losses_H, hits_H2, tuple(targets), tokens, waited, norm, others))
         self._refuse_to_skip_for_ever()
@@ -183,6 +185,7 @@ class Training:
         tables = self.engine.state()
         data = self.stream.walk.state(self.position.cursor)
         state = {**self.position.counters(), "updates": self.engine.updates, "data": data}
+        state["loss_scale"] = self.engine.loss_scale
         path = on_first_rank(self.ranks, lambda: self._commit(tables, state))
         self.saved_step = self.position.step
         log.info("step %d: checkpoint committed at %s", self.position.step, path)

@@ -52,13 +52,13 @@ def slow_lines(batch, shards: Path) -> list[list[str]]:
 
 
 def shown_rows(lines: list[str]) -> list[list[str]]:
-    """The documents printed below each `Row N` line."""
+    """The documents printed below each `Row N` line, without what is seen of them."""
     first = next((n for n, line in enumerate(lines) if line.startswith("Row ")), len(lines))
     rows: list[list[str]] = []
     for line in lines[first:]:
         if line.startswith("Row "):
             rows.append([])
-        else:
+        elif not line.startswith("    seen: "):
             rows[-1].append(line.strip())
     return rows
 

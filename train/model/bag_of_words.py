@@ -71,14 +71,16 @@ class _Pooled(torch.autograd.Function):
             if keep:
                 _add_gradients(grads, slope_BV, place_BV, hidden_TD, weight_VD, bucket)
         if keep:
-            ctx.save_for_backward(grads[0], grads[1].to(weight_VD.dtype), grads[2].to(bias_V.dtype))
+            ctx.save_for_backward(*grads)
+            ctx.dtypes = hidden_TD.dtype, weight_VD.dtype, bias_V.dtype
         ctx.mark_non_differentiable(hits_2)
         return loss, hits_2
 
     @staticmethod
     def backward(ctx: Any, slope: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        grads = [grad * slope.to(grad.dtype) for grad in ctx.saved_tensors]
-        return *grads, None, None, None, None, None
+        # The slope holds the loss scale of fp16, which fp16 itself cannot hold.
+        pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        return *((grad.to(slope.dtype) * slope).to(dtype) for grad, dtype in pairs), None, None, None, None, None
 
 
 def _pooled(

@@ -56,14 +56,16 @@ class _Chunked(torch.autograd.Function):
                 torch.mm(narrow_CV, weight_VD, out=grad_ND[chunk])
                 _add_product(grad_VD, narrow_CV.T, hidden_CD)
         if keep:
-            ctx.save_for_backward(grad_ND, grad_VD.to(weight_VD.dtype), grad_V.to(bias_V.dtype))
+            ctx.save_for_backward(grad_ND, grad_VD, grad_V)
+            ctx.dtypes = grad_ND.dtype, weight_VD.dtype, bias_V.dtype
         ctx.mark_non_differentiable(hits)
         return loss, hits
 
     @staticmethod
     def backward(ctx: Any, slope: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        grads = [grad * slope.to(grad.dtype) for grad in ctx.saved_tensors]
-        return *grads, None, None
+        # The slope holds the loss scale of fp16, which fp16 itself cannot hold.
+        pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        return *((grad.to(slope.dtype) * slope).to(dtype) for grad, dtype in pairs), None, None
 
 
 def _scored(logits_CV: torch.Tensor, targets_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -78,7 +78,7 @@ FILE_MISTAKES = {
     "optimizer: {betas: ['0.9', 0.9]}": "optimizer.betas[0]: '0.9' is not a number",
     "objective: {name: mea}": "objective.name: 'mea' is not one of mlm, mae, latent-mae, joint, retromae, "
     "dupmae, span-corruption (did you mean mae?)",
-    "engine: {precision: 16}": "engine.precision: 16 is not one of fp32, bf16 (did you mean bf16?)",
+    "engine: {precision: 16}": "engine.precision: 16 is not one of fp32, bf16, fp16 (did you mean fp16?)",
     # Bounds
     "run: {steps: 0}": "run.steps: 0 is not above 0",
     "data: {path: x, sequence_length: 4}": "data.sequence_length: 4 is below the smallest allowed value, 8",

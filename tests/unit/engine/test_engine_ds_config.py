@@ -253,3 +253,11 @@ def test_at_stage_0_the_engine_clips_and_deepspeed_does_not(load):
     for written in ("auto", 1.0):
         content = {"zero_optimization": {"stage": 0}, "gradient_clipping": written}
         assert load(content, "engine.precision=fp32")["gradient_clipping"] == 0.0
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(0, "bf16"), (0, "fp16"), (3, "fp16")])
+def test_a_precision_that_a_stage_does_not_train_rightly_is_refused(load, stage, precision):
+    """Reference: what DeepSpeed does there without a word: a hidden step at stage 0; at stage 3 gradients are divided
+    by the loss scale of the next step."""
+    with pytest.raises(UserError, match=f"ZeRO stage {stage} does not train {precision} rightly: use ds_configs/zero"):
+        load({"zero_optimization": {"stage": stage}}, f"engine.precision={precision}")
