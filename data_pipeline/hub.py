@@ -158,12 +158,23 @@ def _open_files(dataset: Dataset, path: Path) -> _Opened:
     if not path.exists():
         name = dataset.name
     builder = datasets.load_dataset_builder(name, dataset.config, data_files=files)
+    _read_row_groups_in_parts(builder.config)
     data_files = builder.config.data_files or {}
     if data_files and dataset.split not in data_files:
         raise _no_split(dataset, data_files)
     found = data_files.get(dataset.split)
     identity = _stamp(_origins(found) if found else [builder.hash])
     return _Opened(builder.as_streaming_dataset(split=dataset.split), [], identity)
+
+
+def _read_row_groups_in_parts(config: Any) -> None:
+    """Of parquet files the library holds whole row groups by default, all rows and all pages."""
+    from datasets.packaged_modules.parquet.parquet import ParquetConfig
+    from pyarrow.dataset import ParquetFragmentScanOptions
+
+    if isinstance(config, ParquetConfig):
+        config.batch_size = config.batch_size or _ROWS
+        config.fragment_scan_options = ParquetFragmentScanOptions(use_buffered_stream=True, pre_buffer=False)
 
 
 def _origins(files: Any) -> list[str]:
