@@ -170,7 +170,7 @@ def _open_files(dataset: Dataset, path: Path) -> _Opened:
 def _read_row_groups_in_parts(config: Any) -> None:
     """Of parquet files the library holds whole row groups by default, all rows and all pages."""
     from datasets.packaged_modules.parquet.parquet import ParquetConfig
-    from pyarrow.dataset import ParquetFragmentScanOptions
+    from pyarrow.dataset import ParquetFragmentScanOptions  # type: ignore[import-untyped]
 
     if isinstance(config, ParquetConfig):
         config.batch_size = config.batch_size or _ROWS
