@@ -52,8 +52,9 @@ def parse(spec: str) -> Dataset | None:
 class _Opened(NamedTuple):
     """What a data set gives its rows from."""
 
-    stream: Any  # of the library; of what save_to_disk wrote None
-    files: list[Path]  # of what save_to_disk wrote: Arrow files, which need no library
+    stream: Any  # of the library; None where the files are read here
+    files: list[str]  # Arrow files of save_to_disk, parquet files: paths and addresses that the library opens
+    kind: str  # of the files: ".arrow" or ".parquet"
     identity: str
 
     @property
@@ -81,7 +82,8 @@ def records(dataset: Dataset, shard: int, shards: int, text_field: str, limit: i
     if shards > opened.shards:
         raise DataError(f"{dataset}: has {opened.shards} shards now, not {shards}: it changed; build with --restart")
     if opened.stream is None:
-        found = _saved_records(opened.files[_part(len(opened.files), shard, shards)], text_field, limit)
+        files = opened.files[_part(len(opened.files), shard, shards)]
+        found = _file_records(opened.kind, files, text_field, limit)
     else:
         values = _streamed(opened.stream, shard, shards, text_field, limit)
         found = (record(row, value, text_field) for row, value in enumerate(values, start=1))
@@ -93,11 +95,14 @@ def _part(count: int, shard: int, shards: int) -> slice:
     return slice(count * shard // shards, count * (shard + 1) // shards)
 
 
-def _saved_records(files: Sequence[Path], text_field: str, limit: int) -> Iterator[Record]:
+def _file_records(kind: str, files: Sequence[str], text_field: str, limit: int) -> Iterator[Record]:
+    """Value by value, where the library would hold a row group or a batch."""
+    from datasets.utils.file_utils import xopen
+
     row = 0
     for path in files:
-        with path.open("rb") as file:
-            for found in column_records(".arrow", file, text_field, limit):
+        with xopen(path, "rb") as file:
+            for found in column_records(kind, file, text_field, limit):
                 row += 1
                 yield found._replace(line=row, position=0)
 
@@ -146,35 +151,27 @@ def _open_saved(dataset: Dataset, path: Path) -> _Opened:
         saved, path = saved[dataset.split], path / dataset.split
     elif dataset.split != "train":
         raise UserError(f"{dataset}: {path} holds one data set without splits; leave #{dataset.split} away")
-    files = [Path(entry["filename"]) for entry in saved.cache_files]
-    return _Opened(None, files, _stamp([_local(file) for file in files]))
+    files = [entry["filename"] for entry in saved.cache_files]
+    return _Opened(None, files, ".arrow", _stamp([_local(Path(file)) for file in files]))
 
 
 def _open_files(dataset: Dataset, path: Path) -> _Opened:
     """Data files of the hub, of a folder, or one by its name."""
     import datasets
+    from datasets.packaged_modules.parquet.parquet import ParquetConfig
 
     name, files = (str(path.parent), path.name) if path.is_file() else (str(path), None)
     if not path.exists():
         name = dataset.name
     builder = datasets.load_dataset_builder(name, dataset.config, data_files=files)
-    _read_row_groups_in_parts(builder.config)
     data_files = builder.config.data_files or {}
     if data_files and dataset.split not in data_files:
         raise _no_split(dataset, data_files)
     found = data_files.get(dataset.split)
     identity = _stamp(_origins(found) if found else [builder.hash])
-    return _Opened(builder.as_streaming_dataset(split=dataset.split), [], identity)
-
-
-def _read_row_groups_in_parts(config: Any) -> None:
-    """Of parquet files the library holds whole row groups by default, all rows and all pages."""
-    from datasets.packaged_modules.parquet.parquet import ParquetConfig
-    from pyarrow.dataset import ParquetFragmentScanOptions  # type: ignore[import-untyped]
-
-    if isinstance(config, ParquetConfig):
-        config.batch_size = config.batch_size or _ROWS
-        config.fragment_scan_options = ParquetFragmentScanOptions(use_buffered_stream=True, pre_buffer=False)
+    if found and isinstance(builder.config, ParquetConfig):
+        return _Opened(None, [str(file) for file in found], ".parquet", identity)
+    return _Opened(builder.as_streaming_dataset(split=dataset.split), [], "", identity)
 
 
 def _origins(files: Any) -> list[str]:
