@@ -34,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     pretrain = commands.add_parser("pretrain", help="train a model on shards; start it with torchrun for several ranks")
     pretrain.add_argument("config", type=Path, metavar="CONFIG.yaml")
     pretrain.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    pretrain.add_argument("--max-minutes", metavar="M", help="stop after M minutes, as run.max_minutes=M does")
     pretrain.add_argument("--dry-run", action="store_true", help="check everything, print what would happen, and end")
     pretrain.set_defaults(command=_pretrain)
 
@@ -60,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     fill.add_argument("texts", nargs="+", metavar="TEXT")
     fill.set_defaults(command=_fill_mask)
 
+    checkpoint = commands.add_parser("checkpoint", help="list a run's checkpoints, verify them, delete incomplete ones")
+    checkpoint.add_argument("action", choices=("list", "verify", "delete-incomplete"))
+    checkpoint.add_argument("run", type=Path, metavar="RUN")
+    checkpoint.set_defaults(command=_checkpoint)
+
     reference = commands.add_parser("config-reference", help="every field of a configuration, as markdown")
     reference.set_defaults(command=_config_reference)
     return parser
@@ -72,8 +78,9 @@ def _pretrain(options: argparse.Namespace) -> int:
 
     stop = StopRequest()
     stop.install()
+    limit = [f"run.max_minutes={options.max_minutes}"] if options.max_minutes is not None else []
     try:
-        config = load_config(options.config, options.overrides)
+        config = load_config(options.config, [*options.overrides, *limit])
     except BertmaeError as error:
         error.everywhere = True  # every rank reads the same words
         if os.environ.get("RANK", "0") != "0":
@@ -129,6 +136,14 @@ def _fill_mask(options: argparse.Namespace) -> int:
 
     for line in fill_mask(options.model, options.texts):
         print(line)
+    return 0
+
+
+def _checkpoint(options: argparse.Namespace) -> int:
+    from train.checkpoint_tools import ACTIONS
+
+    for line in ACTIONS[options.action](options.run):
+        print(line, flush=True)  # verify reads for minutes
     return 0
 
 

@@ -4,13 +4,16 @@
                                  state.json         step, data cursor, counters
                                  manifest.json      size and checksum of every other file; written last
     checkpoints/latest           name of the newest one
+    checkpoints/best             name of the one with the lowest validation loss, where the run keeps it
 
 Tensors are whole and named, so that a checkpoint knows nothing of ranks, ZeRO stages or micro-batches.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -27,11 +30,12 @@ from safetensors.torch import save_file
 from data_pipeline.durable import fsync_folder, write_whole
 from train.errors import CheckpointError, UserError
 
-_MANIFEST = "manifest.json"
-_STATE = "state.json"
+MANIFEST = "manifest.json"
+STATE = "state.json"
 _FORMAT, _VERSION = "bertmae-checkpoint", 1
 _NAME = re.compile(r"step-\d{8,}")
 _READ_BYTES = 1 << 24
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +51,20 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path, step: int, tables: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any], keep_last: int
+    folder: Path,
+    step: int,
+    tables: Mapping[str, Mapping[str, torch.Tensor]],
+    state: Mapping[str, Any],
+    keep_last: int,
+    *,
+    keep_every: int | None = None,
+    keep_best: bool = False,
 ) -> Path:
-    """Commit `folder`/step-NNNNNNNN: temporary name, fsync, manifest, rename, then `latest`; then prune older ones.
+    """Commit `folder`/step-NNNNNNNN: temporary name, fsync, manifest, rename, then `latest` and `best`; then prune.
 
-    Raises CheckpointError where the disk refuses; what was there before is untouched.
+    What stays: the `keep_last` newest ones, those of every `keep_every`-th step, and the one that `best` names: of
+    those that are there, the one with the lowest state["validation_loss"]. Raises CheckpointError where the disk
+    refuses (`is_full` tells why); what was there before is untouched.
     """
     final = folder / f"step-{step:08d}"
     partial = folder / f".{final.name}.partial"
@@ -59,11 +72,14 @@ def save_checkpoint(
         folder.mkdir(exist_ok=True)
         fsync_folder(folder.parent)
         _sweep(folder)
+        _refuse_too_little_room(folder, tables)
         partial.mkdir()
         _write_files(partial, tables, {"step": step, **state})
         _replace(partial, final)
         write_whole(folder / "latest", f"{final.name}\n".encode())
-        _prune(folder, final, keep_last)
+        if keep_best and (best := lowest_loss(folder, step)):
+            write_whole(folder / "best", f"{best[1]}\n".encode())
+        _prune(folder, final, keep_last, keep_every)
     except (OSError, SafetensorError, UserError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         reason = getattr(error, "strerror", None) or str(error)
@@ -73,13 +89,29 @@ def save_checkpoint(
     return final
 
 
+def lowest_loss(folder: Path, step: int) -> tuple[float, str] | None:
+    """The lowest validation loss of the checkpoints up to `step` and the name of its folder; the older of two equals.
+
+    Later ones are damaged, or the run would have gone on from there.
+    """
+    losses = [(loss, path.name) for path in committed(folder) if (loss := _validation_loss(path)) is not None]
+    return min((pair for pair in losses if pair[1] <= f"step-{step:08d}"), default=None)
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether the system's reason behind an error, which may be wrapped, is a full disk."""
+    if isinstance(error, SafetensorError):
+        return any(f"(os error {code})" in str(error) for code in _FULL)
+    return error is not None and (getattr(error, "errno", None) in _FULL or is_full(error.__cause__))
+
+
 def newest_whole(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest whole checkpoint, and a sentence for each newer one that is damaged or missing."""
     problems: list[str] = []
-    for path in sorted(_committed(folder), reverse=True):
+    for path in sorted(committed(folder), reverse=True):
         problem = verify(path)
         if problem is None:
-            return Checkpoint(path, _read_json(path / _STATE)), problems + _missing_latest(folder, path)
+            return Checkpoint(path, read_json(path / STATE)), problems + _missing_latest(folder, path)
         problems.append(f"{path}: {problem}")
     return None, problems
 
@@ -102,21 +134,49 @@ def resume_point(folder: Path, steps_done: int) -> tuple[Checkpoint | None, list
 
 def verify(path: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None: every file is there with its size and checksum."""
+    return next(damages(path), None)
+
+
+def damages(path: Path, *, checksums: bool = True) -> Iterator[str]:
+    """A sentence for each damaged file of a checkpoint folder; without `checksums` the sizes alone are compared."""
     try:
-        manifest = _read_json(path / _MANIFEST)
+        manifest = read_json(path / MANIFEST)
         if (manifest["format"], manifest["version"]) != (_FORMAT, _VERSION):
-            return f"{_MANIFEST} says {manifest['format']} version {manifest['version']}, not {_FORMAT} {_VERSION}"
+            yield f"{MANIFEST} says {manifest['format']} version {manifest['version']}, not {_FORMAT} {_VERSION}"
+            return
         for name, expected in manifest["files"].items():
-            size = (path / name).stat().st_size
-            if size != expected["bytes"]:
-                return f"{name} has {size} bytes instead of {expected['bytes']}"
-            if _checksum(path / name) != expected["checksum"]:
-                return f"{name} does not match its checksum"
+            if damage := _damage(path / name, expected["bytes"], expected["checksum"] if checksums else None):
+                yield damage
     except OSError as error:
-        return f"{Path(error.filename or path).name}: {error.strerror}"
+        yield f"{Path(error.filename or path).name}: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{_MANIFEST} is damaged ({type(error).__name__}: {error})"
-    return None
+        yield f"{MANIFEST} is damaged ({type(error).__name__}: {error})"
+
+
+def committed(folder: Path) -> Iterator[Path]:
+    """Folders with a checkpoint's name; copies that people made under other names are theirs."""
+    return (path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
+
+
+def half_done(folder: Path) -> list[Path]:
+    """Temporary folders: what a killed process left half-written or half-removed."""
+    return sorted([*folder.glob(".step-*.partial"), *folder.glob(".step-*.damaged")])
+
+
+def named(folder: Path, pointer: str) -> str | None:
+    """The folder's name that `latest` or `best` holds, or None where there is no such readable file."""
+    try:
+        return (folder / pointer).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object of a JSON file. Raises OSError, ValueError and TypeError, as the file is."""
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise TypeError(f"{path.name} is no object")
+    return value
 
 
 def read_table(path: Path, table: str) -> dict[str, torch.Tensor]:
@@ -143,16 +203,23 @@ def load_weights(module: torch.nn.Module, path: Path) -> None:
             parameter.copy_(weights[name])
 
 
+def _refuse_too_little_room(folder: Path, tables: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    """Before the first byte: a disk that is filled to the brim has no room for the run's other files either."""
+    needed = sum(tensor.nbytes for tensors in tables.values() for tensor in tensors.values())
+    if shutil.disk_usage(folder).free < needed:
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} for {needed:,} bytes")
+
+
 def _write_files(folder: Path, tables: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any]) -> None:
     for table, tensors in tables.items():
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / f"{table}.safetensors")
-    (folder / _STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+    (folder / STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
     files = {}
     for path in sorted(folder.iterdir()):
         _fsync(path)
         files[path.name] = {"bytes": path.stat().st_size, "checksum": _checksum(path)}
     manifest = {"format": _FORMAT, "version": _VERSION, "files": files}
-    write_whole(folder / _MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    write_whole(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
 def _replace(partial: Path, final: Path) -> None:
@@ -167,40 +234,54 @@ def _replace(partial: Path, final: Path) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what a killed process left half-written or half-removed: of another step, nothing else would."""
-    for path in [*folder.glob(".step-*.partial"), *folder.glob(".step-*.damaged")]:
+    """Of another step, nothing else would remove what a killed process left."""
+    for path in half_done(folder):
         shutil.rmtree(path)
 
 
-def _prune(folder: Path, written: Path, keep_last: int) -> None:
+def _prune(folder: Path, written: Path, keep_last: int, keep_every: int | None) -> None:
     # Folders of later steps are damaged, or the run would have gone on from there: they count for nothing.
-    candidates = sorted(path for path in _committed(folder) if path.name <= written.name)
+    candidates = sorted(path for path in committed(folder) if path.name <= written.name)
+    best = named(folder, "best")
     for path in candidates[:-keep_last]:
+        if path.name == best or is_kept_for_good(path, keep_every):
+            continue
         # The manifest goes first: a folder that is half deleted is never taken for a checkpoint.
-        (path / _MANIFEST).unlink(missing_ok=True)
+        (path / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(path)
 
 
-def _committed(folder: Path) -> Iterator[Path]:
-    """Folders with a checkpoint's name; copies that people made under other names are theirs."""
-    return (path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
+def is_kept_for_good(path: Path, keep_every: int | None) -> bool:
+    """Whether a checkpoint folder's step is one of every `keep_every`; what a run starts from (step 0) is not."""
+    step = int(path.name.removeprefix("step-"))
+    return bool(keep_every and step and step % keep_every == 0)
+
+
+def _validation_loss(path: Path) -> float | None:
+    try:
+        loss = read_json(path / STATE).get("validation_loss") if (path / MANIFEST).exists() else None
+    except (OSError, ValueError, TypeError):
+        return None
+    return loss if isinstance(loss, float) and math.isfinite(loss) else None
 
 
 def _missing_latest(folder: Path, chosen: Path) -> list[str]:
     """A sentence where `latest` names a folder newer than the chosen one that is not there at all."""
-    try:
-        name = (folder / "latest").read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        return []
+    name = named(folder, "latest") or ""
     gone = name > chosen.name and not (folder / name).exists()
     return [f"{folder / name}: named by `latest`, but missing"] if gone else []
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    value = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(value, dict):
-        raise TypeError(f"{path.name} is no object")
-    return value
+def _damage(path: Path, size: int, checksum: str | None) -> str | None:
+    try:
+        found = path.stat().st_size
+        if found != size:
+            return f"{path.name} has {found} bytes instead of {size}"
+        if checksum is not None and _checksum(path) != checksum:
+            return f"{path.name} does not match its checksum"
+    except OSError as error:
+        return f"{path.name}: {error.strerror}"
+    return None
 
 
 def _checksum(path: Path) -> str:

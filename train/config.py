@@ -37,6 +37,12 @@ class Run(Section):
         description="Seed of every random choice: weights, data order, masks and dropout.",
     )
     steps: int = Field(default=100_000, gt=0, description="Length of the run in optimizer steps.")
+    max_minutes: float | None = Field(
+        default=None,
+        gt=0,
+        description="Minutes after the start of a process at which it stops as on a signal: with a checkpoint and exit "
+        "code 75; the same command goes on (null: never). Below a scheduler's limit, this leaves the time to save.",
+    )
 
 
 class Source(Section):
@@ -474,7 +480,23 @@ class Checkpoint(Section):
     """When the state of the run is saved."""
 
     interval_steps: int = Field(default=1000, gt=0, description="Optimizer steps between two checkpoints.")
+    interval_minutes: float | None = Field(
+        default=None,
+        gt=0,
+        description="Most minutes between two checkpoints, by the clock of rank 0; a checkpoint is due when either "
+        "interval is over (null: interval_steps alone decides).",
+    )
     keep_last: int = Field(default=3, gt=0, description="Number of newest checkpoints kept on disk.")
+    keep_every: int | None = Field(
+        default=None,
+        gt=0,
+        description="A checkpoint is written at every multiple of so many steps and kept for good (null: none).",
+    )
+    keep_best: bool = Field(
+        default=False,
+        description="Write a checkpoint at each validation with the lowest loss so far, and keep the one of the lowest "
+        "of all; the file `best` names it.",
+    )
 
 
 class Validation(Section):

@@ -5,16 +5,19 @@ Legend: H heads of the objective.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 
-from train.checkpoint import save_checkpoint
+from data_pipeline.durable import writing
+from train.checkpoint import lowest_loss, save_checkpoint
 from train.config import Config
 from train.data.batch import Batch
 from train.data.damage import is_too_much
@@ -29,7 +32,8 @@ from train.monitor.progress import duration
 from train.monitor.recorder import Recorder, StepSums
 from train.objectives.rng import hash_integers
 from train.optimizer import learning_rate
-from train.signals import StopRequest
+from train.saving import Saves
+from train.signals import SAVE_FILE, STOP_FILE, StopRequest, who_asked
 from train.validation import validate
 
 _MAX_SKIPPED_IN_A_ROW = 20
@@ -78,31 +82,46 @@ class Training:
     stream: TrainStream
     recorder: Recorder
     position: Position
-    saved_step: int = -1
+    saved_step: int = -1  # of the newest checkpoint, committed or under way
+    saves: Saves = field(default_factory=Saves)
+    _is_save_time: bool = False  # checkpoint.interval_minutes are over, as rank 0's clock says
+    _notes: dict[str, float] = field(default_factory=dict)  # for the record of this step, beside its sums
     _ahead: Prepared | None = None
+    _save_asked: bool = False  # at the step just done, by any rank
 
     def run_to_end(self, stop: StopRequest) -> None:
         """Train to the last step, or to the step at which the ranks agree to stop.
 
-        Raises StoppedError, and NonFiniteError after too many updates in a row that could not be applied.
+        Raises StoppedError, and NonFiniteError after too many updates in a row that could not be applied. A checkpoint
+        under way is finished first, however the run ends.
         """
+        with closing(self.saves):
+            self._run(stop)
+
+    def _run(self, stop: StopRequest) -> None:
         config, position = self.config, self.position
         began, first_step = time.perf_counter(), position.step
+        self.recorder.begin(stop.started)
+        if self.ranks.rank == 0:
+            stop.watch(Path(config.run.directory), config.run.max_minutes)
         if first_step == 0:
-            self.save()  # proves the disk before the first hour is spent; from here on a missing checkpoint is an error
+            # Proves the disk before the first hour is spent; from here on a missing checkpoint is an error.
+            self._save_whole()
         self.saved_step = first_step
         self.recorder.go_on()
         while not self._is_over():
             if not self.step(stop):
-                self.save()
-                raise StoppedError.agreed(f"stopped at step {position.step}; the same command goes on from there")
+                self._stop(stop)
             last = self._is_over()
             if last or position.step % config.validation.interval_steps == 0:
-                self.validate()
-            if last or position.step % config.checkpoint.interval_steps == 0:
+                self.validate(stop)
+            if last or self._is_save_due():
                 self.save()
-            if position.step % config.logging.interval_steps == 0:
-                self.recorder.flush()
+            if self._save_asked:
+                self._save_as_asked(stop)
+            if self._notes or position.step % config.logging.interval_steps == 0:
+                self._flush()
+        self._save_whole()
         self._finish(time.perf_counter() - began, position.step - first_step)
 
     def step(self, stop: StopRequest) -> bool:
@@ -116,8 +135,13 @@ class Training:
         prepared = self._ahead if self._ahead and self._ahead.read is batches else self._prepare(batches, 0)
         self._look_ahead()
         counts = [sum(getattr(batch, name) for batch in batches) for name in ("tokens", "rows", "damaged_rows")]
-        own = [*self._targets(prepared), *counts, int(stop.reason is not None), int(failure is not None)]
-        *targets, tokens, rows, damaged, asked, failed = self.ranks.sum(own)
+        requests = [int(stop.wants_save), int(stop.reason is not None)]
+        own = [*self._targets(prepared), *counts, *self._save_news(), *requests, int(failure is not None)]
+        *targets, tokens, rows, damaged, ended, due, save, asked, failed = self.ranks.sum(own)
+        self._is_save_time = due > 0
+        if ended:
+            self._hear_of_save()
+        self._save_asked = save > 0
         if failed:
             self._end_together(failure)
         if asked:
@@ -142,6 +166,30 @@ class Training:
         self._refuse_to_skip_for_ever()
         return True
 
+    def _stop(self, stop: StopRequest) -> NoReturn:
+        """Say who asked, save, and raise StoppedError. Files that asked are gone then: the next start goes on."""
+        own = stop.code()
+        codes_R = self.ranks.sum([own * (rank == self.ranks.rank) for rank in range(self.ranks.world_size)])
+        why = who_asked(codes_R, self.config.run.max_minutes)
+        log.info("step %d: asked to stop (%s)", self.position.step, why)
+        self._save_whole()
+        self._remove(stop, SAVE_FILE)
+        self._remove(stop, STOP_FILE)
+        self.recorder.say_goodput()
+        raise StoppedError.agreed(f"stopped at step {self.position.step} ({why}); the same command goes on from there")
+
+    def _save_as_asked(self, stop: StopRequest) -> None:
+        self.save()
+        self.recorder.pause()
+        self._hear_of_save()
+        self.recorder.go_on()
+        self._remove(stop, SAVE_FILE)
+
+    def _remove(self, stop: StopRequest, name: str) -> None:
+        """Rank 0 alone looks for files that ask, and removes them when all ranks have done what they ask for."""
+        file = Path(self.config.run.directory) / name
+        together(self.ranks, lambda: stop.remove(file) if self.ranks.rank == 0 else None)
+
     def _next_batches(self, stop: StopRequest) -> tuple[list[Batch], Cursor, BertmaeError | None]:
         """The next batches and the cursor after them; or none, and why there are none.
 
@@ -157,7 +205,7 @@ class Training:
 
     def _end_together(self, failure: BertmaeError | None) -> None:
         """Save, then raise on all ranks what some rank met."""
-        self.save()
+        self._save_whole()
 
         def end() -> None:
             if failure is not None:
@@ -165,37 +213,114 @@ class Training:
 
         together(self.ranks, end)
 
-    def validate(self) -> None:
-        """Measure on held-out documents; the record of this step carries the result."""
+    def validate(self, stop: StopRequest) -> None:
+        """Measure on held-out documents; the record of this step carries the result, unless a request cut it short."""
         if not self.held_out:
             return
-        self.recorder.pause()
-        record = validate(self.engine, self.held_out, self.ranks)
-        self.recorder.flush(record)
+        self.recorder.pause("validation")
+        record = validate(self.engine, self.held_out, self.ranks, stop)
+        if record is None:
+            log.info("step %d: validation was cut short by a request to stop; nothing of it counts", self.position.step)
+            self._flush()
+            self.recorder.go_on()
+            return
+        self._notes |= record
         words = [f"{head} loss {record[f'validation_{head}_loss']:.4f}" for head in self.recorder.heads]
         log.info("step %d: held-out %s", self.position.step, ", ".join(words))
-        self.recorder.go_on()
 
     def save(self) -> None:
-        """Commit a checkpoint of this step, unless there is one."""
+        """Copy the state of this step to host memory, unless it is saved, and commit it beside the next steps."""
         if self.position.step == self.saved_step:
             return
         self.recorder.pause()
-        self.recorder.flush()
-        tables = self.engine.state()
+        began = time.perf_counter()
+        self._hear_of_save()
+        tables, state = self.engine.state(), self._state()
+        self._notes["checkpoint_seconds"] = round(time.perf_counter() - began, 3)
+        self._flush()
+        self.saved_step = self.position.step
+        self.saves.begin(self.ranks, self.saved_step, lambda: self._commit(tables, state))
+
+    def _save_whole(self) -> None:
+        """Save, and wait until the checkpoint is whole. Raises CheckpointError on all ranks where it cannot be."""
+        self.save()
+        self.recorder.pause()
+        self._hear_of_save(last=True)
+        self.recorder.go_on()
+
+    def _hear_of_save(self, *, last: bool = False) -> None:
+        """All ranks hear how the commit under way ended, when it has. Raises CheckpointError where it failed.
+
+        A full disk is an error after the `last` commit alone: the next interval tries again.
+        """
+        ended = self.saves.end(self.ranks, last=last)
+        if ended is None:
+            return
+        step, path = ended
+        if path is not None:
+            log.info("step %d: checkpoint committed at %s", step, path)
+            return
+        self.saved_step = -1
+        log.warning(
+            "step %d: no checkpoint was written: the disk of %s is full; training goes on and tries again at the next "
+            "interval: make room until then",
+            step,
+            self._folder,
+        )
+
+    def _save_news(self) -> tuple[int, int]:
+        """What rank 0 alone knows: whether a commit has ended, whether checkpoint.interval_minutes are over."""
+        minutes = self.config.checkpoint.interval_minutes
+        over = self.ranks.rank == 0 and minutes is not None and self.saves.minutes_since_last() >= minutes
+        return int(self.saves.has_ended), int(over)
+
+    def _is_save_due(self) -> bool:
+        config, step = self.config.checkpoint, self.position.step
+        intervals = [config.interval_steps, *([config.keep_every] if config.keep_every else [])]
+        return self._is_save_time or any(step % interval == 0 for interval in intervals) or self._is_best()
+
+    def _is_best(self) -> bool:
+        """Whether the run keeps its best and this step's validation loss is below that of every checkpoint."""
+        if not self.config.checkpoint.keep_best or "validation_loss" not in self._notes:
+            return False
+        self._hear_of_save()  # it may be the best
+        loss, step = self._notes["validation_loss"], self.position.step
+        return on_first_rank(self.ranks, lambda: loss < (lowest_loss(self._folder, step) or (math.inf, ""))[0])
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint of this step says beside its tensors."""
         data = self.stream.walk.state(self.position.cursor)
         state = {**self.position.counters(), "updates": self.engine.updates, "data": data}
         state["loss_scale"] = self.engine.loss_scale
-        path = on_first_rank(self.ranks, lambda: self._commit(tables, state))
-        self.saved_step = self.position.step
-        log.info("step %d: checkpoint committed at %s", self.position.step, path)
-        self.recorder.go_on()
+        return state | {name: loss for name, loss in self._notes.items() if name == "validation_loss"}
 
     def _commit(self, tables: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> str:
+        """In the thread of `saves`, while the run is steps ahead: nothing here may look at the position."""
         if self.recorder.writers:
-            self.recorder.writers.sync()
-        folder = Path(self.config.run.directory) / "checkpoints"
-        return str(save_checkpoint(folder, self.position.step, tables, state, self.config.checkpoint.keep_last))
+            with writing(self._folder.with_name("metrics.jsonl")):
+                self.recorder.writers.sync()
+        keep = self.config.checkpoint
+        path = save_checkpoint(
+            self._folder,
+            state["step"],
+            tables,
+            state,
+            keep.keep_last,
+            keep_every=keep.keep_every,
+            keep_best=keep.keep_best,
+        )
+        return str(path)
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.config.run.directory) / "checkpoints"
+
+    def _flush(self) -> None:
+        """Write the records of the steps, the last one with what came after it; then it is training time again."""
+        self.recorder.flush(self._notes)
+        if self._notes:
+            self.recorder.go_on()
+        self._notes = {}
 
     def _prepare(self, batches: list[Batch], later: int) -> Prepared:
         """Move the batches of this step, or of one so many steps later, and draw what is masked in them."""
@@ -244,7 +369,7 @@ class Training:
         """Before the step is done: a run that goes on after a repair loses none of its rows."""
         seen, lost = self.position.rows_seen + rows, self.position.damaged_rows + damaged
         if damaged and is_too_much(lost, seen, self.config.data.max_damaged_share):
-            self.save()
+            self._save_whole()
             together(self.ranks, lambda: self._name_damage(f"{lost:,} of {seen:,} rows"))
 
     def _name_damage(self, rows: str) -> None:
@@ -280,6 +405,7 @@ class Training:
             self.recorder.last.get("loss", float("nan")),
             self.config.run.directory,
         )
+        self.recorder.say_goodput()
         if self.recorder.writers:
             self.recorder.writers.close()
 

@@ -15,6 +15,7 @@ from train.distributed import Ranks, together
 from train.engine import Engine
 from train.monitor.recorder import Record, head_metrics, summed, total_loss
 from train.objectives.retromae import RetroMae
+from train.signals import StopRequest
 from train.training_data import packing_rules
 
 SPLIT = "validation"
@@ -32,11 +33,12 @@ def open_held_out(data_set: DataSet, config: Config, ranks: Ranks) -> HeldOutRow
     return HeldOutRows(manifest, SPLIT, rules, micro, ranks.rank, ranks.world_size, most, store, word_starts=words)
 
 
-def validate(engine: Engine, held_out: list[HeldOutRows], ranks: Ranks) -> Record:
+def validate(engine: Engine, held_out: list[HeldOutRows], ranks: Ranks, stop: StopRequest) -> Record | None:
     """Loss and accuracy of each head over the held-out rows, under "validation_...".
 
-    The numbers do not depend on the number of ranks: a global sum over a global count. Raises UserError on all ranks
-    where a store is away for too long.
+    The numbers do not depend on the number of ranks: a global sum over a global count. None, on all ranks, where any
+    of them was asked to stop before the last batch: a part of the rows is another measure. Raises UserError on all
+    ranks where a store is away for too long.
     """
     objective = engine.module
     targets_H = np.zeros(len(objective.heads), dtype=np.int64)
@@ -45,6 +47,9 @@ def validate(engine: Engine, held_out: list[HeldOutRows], ranks: Ranks) -> Recor
     batches = together(ranks, lambda: list(chain.from_iterable(held_out)))
     engine.eval()
     for batch in batches:
+        if any(ranks.sum([int(stop.reason is not None)])):
+            engine.train()
+            return None
         moved = batch.to(ranks.device)
         selection = objective.select(moved)
         sums.append(engine.evaluate(moved, selection))

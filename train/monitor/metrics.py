@@ -13,12 +13,15 @@ from train.errors import UserError
 
 
 class MetricsFile:
-    """Appends records. Opening it for a run that goes on cuts off what lies beyond the step it goes on from."""
+    """Appends records. Opening it for a run that goes on cuts off what lies beyond the step it goes on from; `cut` are
+    the records of those steps, which will be done again."""
 
     def __init__(self, path: Path, resume_step: int) -> None:
+        self.cut: list[dict[str, Any]] = []
         try:
             if path.exists():
-                os.truncate(path, _end_of(path, resume_step))
+                end, self.cut = _split(path, resume_step)
+                os.truncate(path, end)
             self._file = path.open("a", encoding="utf-8")
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror})") from error
@@ -56,16 +59,18 @@ def _finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def _end_of(path: Path, step: int) -> int:
-    """Bytes up to the first line that is torn or lies beyond `step`."""
-    end = 0
+def _split(path: Path, step: int) -> tuple[int, list[dict[str, Any]]]:
+    """Bytes up to the first line that is torn or lies beyond `step`, and the records beyond `step`."""
+    end, cut, beyond = 0, [], False
     with path.open("rb") as file:
         for line in file:
             record = _parse(line)
-            if record is None or record["step"] > step:
-                break
-            end += len(line)
-    return end
+            beyond = beyond or record is None or record["step"] > step
+            if not beyond:
+                end += len(line)
+            elif record is not None and record["step"] > step:
+                cut.append(record)
+    return end, cut
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 
 from train.distributed import Ranks
+from train.monitor.goodput import Goodput
+from train.monitor.logs import log
 from train.monitor.metrics import MetricsFile
 from train.monitor.progress import Progress
 from train.monitor.tensorboard import Curves
@@ -69,16 +71,17 @@ class Writers:
     metrics: MetricsFile
     curves: Curves
     progress: Progress
+    goodput: Goodput
 
     @classmethod
     def open(cls, run: Path, steps: int, resume_step: int) -> Writers:
-        return cls(
-            MetricsFile(run / "metrics.jsonl", resume_step),
-            Curves(run / "tensorboard", resume_step),
-            Progress(steps, resume_step, rank=0),
-        )
+        metrics = MetricsFile(run / "metrics.jsonl", resume_step)
+        goodput = Goodput.open(run / "goodput.json", resume_step, metrics.cut)
+        return cls(metrics, Curves(run / "tensorboard", resume_step), Progress(steps, resume_step, rank=0), goodput)
 
     def write(self, records: list[Record]) -> None:
+        self.goodput.step = int(records[-1]["step"])
+        records[-1] |= self.goodput.so_far()
         for record in records:
             self.metrics.write(record)
             self.curves.write(record)
@@ -109,14 +112,27 @@ class Recorder:
 
     def add(self, sums: StepSums) -> None:
         self._pending.append(sums)
+        if self.writers:
+            self.writers.goodput.waited(sums.data_wait_seconds)
 
-    def pause(self) -> None:
-        """What follows (a checkpoint, a validation) is not training time, until `go_on`."""
+    def begin(self, started: float) -> None:
+        """This process started at `started` of time.monotonic(); until `pause` or `go_on` its time is start-up."""
+        if self.writers:
+            self.writers.goodput.begin(started)
+
+    def pause(self, part: str = "checkpoint") -> None:
+        """What follows is not training time but that of another part of the run's goodput, until `go_on`."""
         if self.ranks.device.type == "cuda":
             torch.cuda.synchronize()
         self._until = self._until or time.perf_counter()
+        if self.writers:
+            self.writers.goodput.enter(part)
 
     def go_on(self) -> None:
+        """What follows is training; how the time was spent until here is safe on the disk."""
+        if self.writers:
+            self.writers.goodput.write()
+            self.writers.goodput.enter("steps")
         self._since, self._until = time.perf_counter(), None
 
     def flush(self, validation: Mapping[str, float] | None = None) -> None:
@@ -137,6 +153,12 @@ class Recorder:
         self.last = records[-1]
         self._pending.clear()
         self._since = now
+
+    def say_goodput(self) -> None:
+        """One sentence at the end of a start: where the time of the run went."""
+        if self.writers:
+            self.writers.goodput.write()
+            log.info(self.writers.goodput.sentence())
 
     def _record(self, sums: StepSums, sums_H3: list[list[float]]) -> Record:
         heads = head_metrics(self.heads, sums_H3, sums.targets_H)

@@ -17,6 +17,7 @@ _GROUPS = {
     "tokens_seen": "progress/tokens_seen",
     "epoch": "progress/epoch",
     "damaged_rows": "progress/damaged_rows",
+    "goodput": "goodput/goodput",
 }
 
 
@@ -45,5 +46,7 @@ def _tag(name: str) -> str:
     """Curves of one kind stand side by side: loss/mlm beside loss/validation_mlm."""
     if name in _GROUPS:
         return _GROUPS[name]
+    if name.endswith("_seconds_total"):
+        return f"goodput/{name}"
     what, _, kind = name.rpartition("_")
     return f"{kind}/{what or 'total'}" if kind in ("loss", "accuracy") else f"other/{name}"

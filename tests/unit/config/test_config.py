@@ -51,11 +51,11 @@ FILE_MISTAKES = {
     "model: {encoder: {hiden_size: 8}}": "unknown key model.encoder.hiden_size (did you mean hidden_size?)",
     "modle: {}": "unknown key modle (did you mean model?)",
     "learning_rate: 1": "unknown key learning_rate (did you mean optimizer.learning_rate?)",
-    "run: {zzz: 1}": "unknown key run.zzz (known here: directory, seed, steps)",
+    "run: {zzz: 1}": "unknown key run.zzz (known here: directory, seed, steps, max_minutes)",
     "interval_steps: 1": "unknown key interval_steps (did you mean checkpoint.interval_steps or "
     "validation.interval_steps or logging.interval_steps?)",
     "run.seed: 1": "unknown key run.seed (in a file, write the sections as nested keys; dots are for the command line)",
-    "run: {<<: {seed: 1}}": "unknown key run.<< (known here: directory, seed, steps)",
+    "run: {<<: {seed: 1}}": "unknown key run.<< (known here: directory, seed, steps, max_minutes)",
     # Types
     "optimizer: {learning_rate: fast}": "optimizer.learning_rate: 'fast' is not a number",
     "optimizer: {learning_rate: '1e-4'}": "optimizer.learning_rate: '1e-4' is not a number",

@@ -10,6 +10,7 @@ import torch
 
 from train.distributed import Ranks
 from train.errors import UserError
+from train.monitor.goodput import PARTS, Goodput
 from train.monitor.logs import add_rank_file, log, start_logging
 from train.monitor.metrics import MetricsFile, last_step, read_metrics
 from train.monitor.progress import duration
@@ -264,6 +265,131 @@ def test_a_resume_from_step_0_leaves_no_old_curve(tmp_path, lives):
 def test_a_duration_is_said_in_its_two_largest_units(seconds, words):
     """Reference: arithmetic by hand."""
     assert duration(seconds) == words
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Goodput
+
+
+def open_goodput(tmp_path, resume_step=0):
+    """The account of a start, as the writers open it: what lies beyond the step is cut from the metrics."""
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", resume_step)
+    metrics.close()
+    return Goodput.open(tmp_path / "goodput.json", resume_step, metrics.cut)
+
+
+def timed(path, steps):
+    """Records of steps of 2 s each, a quarter of it a wait for data."""
+    metrics = MetricsFile(path / "metrics.jsonl", steps[0] - 1)
+    for step in steps:
+        metrics.write({"step": step, "step_seconds": 2.0, "data_wait_seconds": 0.5})
+    metrics.close()
+
+
+def end_of_a_start(tmp_path, step, seconds, ago):
+    """The file of a start that was last heard of `ago` seconds before now, at `step`."""
+    account = {"step": step, "starts": 1, "written": time.time() - ago, "seconds": dict.fromkeys(PARTS, 0.0) | seconds}
+    (tmp_path / "goodput.json").write_text(json.dumps(account))
+
+
+def test_every_moment_belongs_to_exactly_one_part(tmp_path):
+    """Reference: the clock beside it; the sum of all parts is the time since the process started."""
+    account = open_goodput(tmp_path)
+    account.begin(time.monotonic() - 10)
+    account.enter("steps")
+    time.sleep(0.05)
+    account.waited(0.02)
+    account.enter("checkpoint")
+    time.sleep(0.1)
+    account.enter("validation")
+    account.enter("steps")
+    before = time.monotonic()
+    time.sleep(0.05)
+    record = account.so_far()
+    assert sum(account.seconds.values()) == pytest.approx(10 + 0.2, abs=0.05 + time.monotonic() - before)
+    assert account.seconds["startup"] == pytest.approx(10, abs=0.05)
+    assert account.seconds["checkpoint"] == pytest.approx(0.1, abs=0.05)
+    assert account.seconds["data_wait"] == 0.02
+    assert account.seconds["lost"] == account.seconds["idle"] == 0
+    assert record["goodput"] == pytest.approx(account.seconds["steps"] / sum(account.seconds.values()), abs=1e-5)
+    assert record.keys() == {"goodput", *(f"{part}_seconds_total" for part in PARTS)}
+
+
+def test_steps_done_again_are_lost_whether_the_account_knows_them_or_not(tmp_path):
+    """Reference: by hand. Of 12 steps of 2 s the account has 8, the run goes on from 5: 3 known ones move to `lost`,
+    and the time of the 4 others was not idle."""
+    timed(tmp_path, range(1, 13))
+    end_of_a_start(tmp_path, 8, {"steps": 12.0, "data_wait": 4.0, "startup": 3.0}, ago=30)
+    account = open_goodput(tmp_path, resume_step=5)
+    account.begin(time.monotonic() - 10)
+    assert account.seconds["lost"] == 7 * 2
+    assert account.seconds["steps"] == 12 - 3 * 1.5
+    assert account.seconds["data_wait"] == 4 - 3 * 0.5
+    assert account.seconds["startup"] == 3
+    assert account.seconds["idle"] == pytest.approx(30 - 10 - 4 * 2, abs=0.1)
+    assert account.starts == 2
+
+
+def test_the_account_goes_on_over_starts(tmp_path):
+    """Reference: what the start before wrote; a start that goes on from its last step has lost nothing."""
+    timed(tmp_path, range(1, 4))
+    first = open_goodput(tmp_path, resume_step=3)
+    first.begin(time.monotonic() - 5)
+    first.enter("steps")
+    first.write()
+    second = open_goodput(tmp_path, resume_step=3)
+    second.begin(time.monotonic())
+    assert second.seconds == first.seconds | {"idle": pytest.approx(0, abs=0.1)}
+    assert second.starts == 2
+    assert second.seconds["startup"] == pytest.approx(5, abs=0.1)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"step": 1}', '{"step": 1, "seconds": 3}'])
+def test_a_file_that_says_nothing_is_named_and_the_account_begins_anew(tmp_path, logs, caplog, content):
+    """Reference: an account of nothing; a run does not end for its statistics."""
+    (tmp_path / "goodput.json").write_text(content)
+    logs.addHandler(caplog.handler)
+    account = open_goodput(tmp_path, resume_step=3)
+    assert f"{tmp_path}/goodput.json cannot be read" in caplog.text
+    assert account.starts == 1 and not any(account.seconds.values())
+
+
+def test_the_account_of_a_run_that_was_deleted_is_not_continued(tmp_path):
+    """Reference: an account of nothing; neither metrics nor a checkpoint speak of the steps in the file."""
+    end_of_a_start(tmp_path, 8, {"steps": 16.0}, ago=100)
+    account = open_goodput(tmp_path)
+    account.begin(time.monotonic())
+    assert account.starts == 1 and sum(account.seconds.values()) == 0
+
+
+def test_a_disk_that_refuses_costs_a_warning(tmp_path, logs, caplog):
+    """Reference: the file system; a file lies where the folder should be."""
+    (tmp_path / "run").touch()
+    logs.addHandler(caplog.handler)
+    Goodput(tmp_path / "run" / "goodput.json", 0).write()
+    assert "goodput.json: cannot write" in caplog.text
+
+
+def test_one_sentence_says_where_the_time_went(tmp_path):
+    """Reference: the words by hand."""
+    account = Goodput(tmp_path / "goodput.json", 0, dict.fromkeys(PARTS, 0.0) | {"steps": 90.0, "idle": 30.0}, starts=2)
+    assert account.sentence() == (
+        "Goodput 75.0% of 2 min 0 s since the first of 2 starts: startup 0 s, steps 1 min 30 s, data wait 0 s, "
+        "checkpoint 0 s, validation 0 s, lost 0 s, idle 30 s."
+    )
+
+
+def test_records_and_curves_carry_the_goodput_of_their_flush(tmp_path, lives):
+    """Reference: the account; the last record of every flush has it, and TensorBoard a curve of each part."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    lives(0, 6)
+    with_goodput = [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl") if "goodput" in record]
+    assert with_goodput == [3, 6]
+    curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    tags = {"goodput/goodput", *(f"goodput/{part}_seconds_total" for part in PARTS)}
+    assert tags <= set(curves.Tags()["scalars"])
+    assert [event.step for event in curves.Scalars("goodput/goodput")] == [3, 6]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,107 @@
+"""`python -m train checkpoint`: list, verify and tidy up the checkpoints of a run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from train.checkpoint import MANIFEST, STATE, committed, damages, half_done, is_kept_for_good, named, read_json
+from train.config_file import load_config
+from train.errors import BertmaeError, CheckpointError, UserError
+from train.run_directory import lock
+
+
+def list_checkpoints(run: Path) -> Iterator[str]:
+    """A line for each checkpoint: step, tokens, size, whole (by the sizes of its files) or why not, and why it stays.
+
+    Raises UserError where `run` is no run folder.
+    """
+    folder = _checkpoints(run)
+    keep_every = _keep_every(run)
+    yield f"{'step':>12} {'tokens':>18} {'size':>10}  state"
+    for path in sorted(committed(folder)):
+        problems = list(damages(path, checksums=False))
+        marks = [pointer for pointer in ("latest", "best") if named(folder, pointer) == path.name]
+        marks += ["kept for good"] if is_kept_for_good(path, keep_every) else []
+        words = "; ".join(problems) or "whole"
+        step = int(path.name.removeprefix("step-"))
+        yield f"{step:>12,} {_tokens(path):>18} {_size(path):>10}  {words}{''.join(f', {mark}' for mark in marks)}"
+    for path in half_done(folder):
+        yield f"{path.name}: half-written or half-removed; `checkpoint delete-incomplete` removes it"
+
+
+def verify_checkpoints(run: Path) -> Iterator[str]:
+    """Read every byte of every checkpoint: a line for each whole one and for each damaged file.
+
+    Raises UserError where `run` is no run folder; at the end CheckpointError with the first damage, or where there is
+    no checkpoint at all.
+    """
+    folder = _checkpoints(run)
+    found = sorted(committed(folder))
+    if not found:
+        raise CheckpointError(f"{folder}: no checkpoint is there")
+    damaged: list[str] = []
+    for path in found:
+        here = [f"{path}: {damage}" for damage in damages(path)]
+        yield from here or [f"{path}: whole"]
+        damaged += here
+    if damaged:
+        more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
+        raise CheckpointError(f"{damaged[0]}{more}; a run goes on from its newest whole checkpoint")
+
+
+def delete_incomplete(run: Path) -> Iterator[str]:
+    """Remove temporary folders and checkpoints without a manifest; a line for each.
+
+    Raises UserError where `run` is no run folder, a process trains in it, or a folder cannot be removed.
+    """
+    folder = _checkpoints(run)
+    with lock(run, patience=0.0):
+        incomplete = [*half_done(folder), *(path for path in committed(folder) if not (path / MANIFEST).exists())]
+        for path in incomplete:
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                raise UserError(f"{path}: cannot be removed ({error.strerror})") from error
+            yield f"Removed {path}."
+    if not incomplete:
+        yield f"Nothing to remove: {folder} holds nothing incomplete."
+
+
+ACTIONS: dict[str, Callable[[Path], Iterator[str]]] = {
+    "list": list_checkpoints,
+    "verify": verify_checkpoints,
+    "delete-incomplete": delete_incomplete,
+}
+
+
+def _checkpoints(run: Path) -> Path:
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run}: no config.yaml, so no run folder")
+    return run / "checkpoints"
+
+
+def _keep_every(run: Path) -> int | None:
+    """As the run's configuration says; one that cannot be read keeps none, and is no reason not to list."""
+    try:
+        return load_config(run / "config.yaml").checkpoint.keep_every
+    except BertmaeError:
+        return None
+
+
+def _tokens(path: Path) -> str:
+    try:
+        return f"{read_json(path / STATE)['tokens_seen']:,}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "?"
+
+
+def _size(path: Path) -> str:
+    """All of a folder's files, in the largest unit that leaves a number above 1."""
+    size = float(sum(file.stat().st_size for file in path.rglob("*") if file.is_file()))
+    for unit in ("B", "KB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
