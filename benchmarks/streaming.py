@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from data_pipeline.manifest import Manifest, Split, load_manifest, write_manifest  # noqa: E402
-from data_pipeline.shards import ShardWriter, encode_block  # noqa: E402
+from data_pipeline.shards import ShardWriter, encode_block, map_shard, read_block  # noqa: E402
 from data_pipeline.tokenizer import load_tokenizer, save_tokenizer  # noqa: E402
 from train.config import Objective  # noqa: E402
 from train.data.batch import Batch  # noqa: E402
@@ -169,6 +169,7 @@ def batches(manifest: Manifest, folder: Path) -> str:
         "memmap of a flat file, HF collator (masked)": (hf_memmap, 5),
         MEMMAP: (plain_memmap, BATCHES),
         "the same, without numpy's class for memmaps": (plain_array, BATCHES),
+        "documents of that file in random order, rows across them, as Megatron joins them": (megatron, BATCHES),
         "ours: packed, documents apart (no masks)": (ours, BATCHES),
         "ours, and word starts (no masks)": (ours_with_words, BATCHES),
         "ours, and MLM masks on the processor (masked)": (ours_masked, BATCHES),
@@ -282,6 +283,54 @@ def plain_memmap(manifest: Manifest, folder: Path) -> Iterator[int]:
 def plain_array(manifest: Manifest, folder: Path) -> Iterator[int]:
     """The least that reading can cost; numpy's class for memmaps makes four fifths of the cost of `plain_memmap`."""
     return stacked(random_rows(np.asarray(np.memmap(folder / "flat.bin", np.uint16, "r"))))
+
+
+def megatron(manifest: Manifest, folder: Path) -> Iterator[int]:
+    """Rows of the concatenation of shuffled documents: an index says where each row begins, the row is joined from the
+    documents it touches (the way of Megatron's GPTDataset, without the arrays that it makes of a row)."""
+    view = memoryview(np.memmap(folder / "flat.bin", np.uint16, "r")).cast("B")
+    first_D, length_D = stored_documents(manifest, len(view) // 2)
+    rng = np.random.default_rng(SEED)
+    order_D = rng.permutation(len(first_D))
+    first_D, length_D = first_D[order_D], length_D[order_D]
+    begin_N = np.arange(length_D.sum() // LENGTH) * LENGTH
+    ends_D = np.cumsum(length_D)
+    document_N = np.searchsorted(ends_D, begin_N, side="right")
+    offset_N = begin_N - (ends_D - length_D)[document_N]
+    return stacked(joined_rows(view, first_D, length_D, document_N, offset_N, rng))
+
+
+def joined_rows(
+    view: memoryview,
+    first_D: np.ndarray,
+    length_D: np.ndarray,
+    document_N: np.ndarray,
+    offset_N: np.ndarray,
+    rng: np.random.Generator,
+) -> Iterator[np.ndarray]:
+    """Rows in random order, for ever."""
+    while True:
+        for row in rng.integers(0, len(document_N), 4096).tolist():
+            document, offset, parts, missing = int(document_N[row]), int(offset_N[row]), [], LENGTH
+            while missing:
+                count = min(missing, int(length_D[document]) - offset)
+                parts.append(np.frombuffer(view, np.uint16, count, 2 * (int(first_D[document]) + offset)))
+                document, offset, missing = document + 1, 0, missing - count
+            yield np.concatenate(parts)
+
+
+def stored_documents(manifest: Manifest, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """(first token, length) of every document that lies wholly in the first `tokens` tokens."""
+    lengths: list[int] = []
+    for shard in manifest.splits["train"].shards:
+        content = map_shard(manifest.directory / shard.name)
+        for entry in shard.blocks:
+            block = read_block(content[entry.offset : entry.offset + entry.bytes], entry.tokens, entry.documents)
+            lengths += np.diff(block.offsets_D1.astype(np.int64)).tolist()
+    length_D = np.array(lengths)
+    first_D = np.cumsum(length_D) - length_D
+    whole_D = first_D + length_D <= tokens
+    return first_D[whole_D], length_D[whole_D]
 
 
 def our_batches(manifest: Manifest, *, word_starts: bool = False) -> Iterator[Batch]:
