@@ -53,7 +53,7 @@ class _Chunked(torch.autograd.Function):
             if keep:
                 grad_V += slope_CV.sum(0)
                 narrow_CV = slope_CV.to(hidden_CD.dtype)
-                torch.mm(narrow_CV, weight_VD, out=grad_ND[chunk])
+                grad_ND[chunk] = narrow_CV @ weight_VD  # not `out=`: processors without bf16 have a fast product here
                 _add_product(grad_VD, narrow_CV.T, hidden_CD)
         if keep:
             ctx.save_for_backward(grad_ND, grad_VD, grad_V)
