@@ -25,14 +25,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import xxhash
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from data_pipeline.manifest import Manifest, Split, load_manifest, write_manifest  # noqa: E402
-from data_pipeline.shards import ShardWriter, encode_block, map_shard, read_block  # noqa: E402
-from data_pipeline.tokenizer import load_tokenizer, save_tokenizer  # noqa: E402
+from random_shards import random_shards  # noqa: E402
+
+from data_pipeline.manifest import Manifest, Split, load_manifest  # noqa: E402
+from data_pipeline.shards import map_shard, read_block  # noqa: E402
 from train.config import Objective  # noqa: E402
 from train.data.batch import Batch  # noqa: E402
 from train.data.epochs import EpochWalk  # noqa: E402
@@ -68,7 +68,7 @@ def main() -> None:
         if options.corpus:
             manifest = from_corpus(options.corpus, options.tokenizer, folder / "set")
         else:
-            manifest = synthetic(folder / "set", options.megabytes)
+            manifest = random_shards(folder / "set", round(options.megabytes * 1e6 / 2), SYNTHETIC_VOCABULARY)
         measures = (batches, planning, resuming, shuffling, waiting, memory, caching)
         tables = [machine(), described(manifest, options.corpus is not None)]
         tables += [measure(manifest, folder) for measure in measures]
@@ -98,48 +98,6 @@ def from_corpus(corpus: Path, tokenizer: Path, folder: Path) -> Manifest:
     command += ["--tokenizer", str(tokenizer), "--output", str(folder), "--input", *files]
     subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     return load_manifest(folder)
-
-
-def synthetic(folder: Path, megabytes: float) -> Manifest:
-    """Blocks of random ids, documents of about 800 tokens on average, most of them shorter, some far longer."""
-    rng, block_tokens = np.random.default_rng(SEED), 1 << 19
-    folder.mkdir()
-    shards = []
-    numbers = iter(range(max(2, round(megabytes / 2**20 * 1e6))))
-    for shard, numbers_of_shard in enumerate(iter(lambda: list(itertools.islice(numbers, 64)), [])):
-        with ShardWriter(folder / f"train-{shard:06d}.tar") as writer:
-            for number in numbers_of_shard:
-                lengths_D = np.clip(rng.lognormal(6.0, 1.2, 4_000), 4, 100_000).astype(np.int64)
-                lengths_D = lengths_D[: np.searchsorted(np.cumsum(lengths_D), block_tokens)]
-                tokens = int(lengths_D.sum())
-                offsets_D1 = np.concatenate([[0], np.cumsum(lengths_D)]).astype(np.uint32)
-                ids_T = rng.integers(5, SYNTHETIC_VOCABULARY, tokens).astype(np.uint16)
-                block = encode_block(number, ids_T, offsets_D1, rng.random(tokens) < 0.7, "synthetic")
-                writer.write(block, tokens, len(lengths_D))
-            shards.append(writer.finish())
-    return written(folder, Split.of(shards))
-
-
-def written(folder: Path, split: Split) -> Manifest:
-    """The manifest of a synthetic data set, with a tokenizer whose words mean nothing."""
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words = [f"w{number}" for number in range(SYNTHETIC_VOCABULARY - len(specials))]
-    vocabulary = folder / "vocab.txt"
-    vocabulary.write_text("\n".join([*specials, *words]) + "\n", encoding="utf-8")
-    tokenizer = load_tokenizer(vocabulary)
-    save_tokenizer(tokenizer, folder / "tokenizer")
-    counts = np.ones(SYNTHETIC_VOCABULARY, np.int64)
-    np.save(folder / "token-counts.npy", counts)
-    return write_manifest(
-        folder,
-        token_dtype="uint16",  # noqa: S106 (a token of text, no secret)
-        vocabulary_size=SYNTHETIC_VOCABULARY,
-        special_ids=tokenizer.special_ids,
-        tokenizer_checksum=tokenizer.checksum,
-        settings={},
-        splits={"train": split},
-        token_counts_checksum=xxhash.xxh3_128_hexdigest((folder / "token-counts.npy").read_bytes()),
-    )
 
 
 def described(manifest: Manifest, real: bool) -> str:

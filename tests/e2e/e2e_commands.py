@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -56,3 +57,13 @@ def start(*words: object) -> subprocess.Popen[str]:
 def metrics(run: Path) -> list[dict]:
     """All records of a run, read strictly: every line is whole."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def reached(run: Path, step: int, process: subprocess.Popen) -> None:
+    """Wait until the run has written the record of `step`."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_bytes().splitlines()) >= step:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached: {process.communicate()[0]}")

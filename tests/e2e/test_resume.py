@@ -5,11 +5,10 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
-from e2e_commands import command, metrics, start
+from e2e_commands import command, metrics, reached, start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 STEPS = 120
@@ -20,16 +19,6 @@ SETTINGS += ["validation.interval_steps=50", "validation.max_rows=16"]
 
 def weights(run: Path, step: int = STEPS) -> bytes:
     return (run / "checkpoints" / f"step-{step:08d}" / "model.safetensors").read_bytes()
-
-
-def reached(run: Path, step: int, process: subprocess.Popen) -> None:
-    """Wait until the run has written the record of `step`."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_bytes().splitlines()) >= step:
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"step {step} was not reached: {process.communicate()[0]}")
 
 
 def curve(run: Path) -> list[tuple]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from e2e_commands import command, metrics, start
+from e2e_commands import command, metrics, reached, start
 
 LAUNCH = ["train", "launch", "--nproc-per-node", 2, "pretrain"]
 LONG = ["run.steps=100000", "checkpoint.interval_steps=100000", "validation.interval_steps=100000"]
@@ -32,16 +32,6 @@ def begin() -> Iterator[Callable[..., subprocess.Popen]]:
         if process.poll() is None:
             process.terminate()
             process.communicate(timeout=60)
-
-
-def reached(run: Path, step: int, process: subprocess.Popen) -> None:
-    """Wait until the run has written the record of `step`."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_bytes().splitlines()) >= step:
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"step {step} was not reached: {process.communicate()[0]}")
 
 
 def worker(run: Path, rank: int) -> int:

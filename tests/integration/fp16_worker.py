@@ -9,28 +9,19 @@ import sys
 from pathlib import Path
 
 import torch
+import zero_worker
 from deepspeed.accelerator import get_accelerator
-from zero_worker import VOCABULARY, make_config, shared, train
+from zero_worker import shared, train
 
 from train import distributed
-from train.ds_config import load_ds_config
-from train.engine import MOMENTS, Engine
-from train.objectives import build_objective
+from train.engine import MOMENTS
 
 UPDATES = 12
 
 
 def start(stage: int, precision: str, ranks: distributed.Ranks, power: int, weights: dict | None = None) -> tuple:
-    config = make_config(stage, precision)
-    ds_config = load_ds_config(config, ranks.world_size)
-    ds_config["fp16"] |= {"initial_scale_power": power, "hysteresis": 1, "loss_scale_window": 4}
-    torch.manual_seed(0)
-    module = build_objective(config, VOCABULARY)
-    if weights is not None:
-        with torch.no_grad():
-            for name, parameter in module.named_parameters():
-                parameter.copy_(weights[name])
-    return Engine(module, config, ds_config, ranks), config
+    scaling = {"initial_scale_power": power, "hysteresis": 1, "loss_scale_window": 4}
+    return zero_worker.start(stage, ranks, weights, precision=precision, fp16=scaling)
 
 
 def far(tables: dict, reference: dict, before: dict) -> float:

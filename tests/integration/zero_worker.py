@@ -136,10 +136,18 @@ def train(engine: Engine, config: Config, ranks: distributed.Ranks, first: int, 
     return norms
 
 
-def start(stage: int, ranks: distributed.Ranks, weights: dict | None = None, persist: int = 0) -> tuple[Engine, Config]:
-    """An engine; at stage 3 every parameter is really partitioned (nothing persists)."""
-    config = make_config(stage)
+def start(
+    stage: int,
+    ranks: distributed.Ranks,
+    weights: dict | None = None,
+    persist: int = 0,
+    precision: str = "fp32",
+    fp16: dict | None = None,
+) -> tuple[Engine, Config]:
+    """An engine; at stage 3 every parameter is really partitioned (nothing persists). `fp16` changes the loss scale."""
+    config = make_config(stage, precision)
     ds_config = load_ds_config(config, ranks.world_size)
+    ds_config["fp16"] |= fp16 or {}
     if stage == 3:
         ds_config["zero_optimization"]["stage3_param_persistence_threshold"] = persist
     torch.manual_seed(0)

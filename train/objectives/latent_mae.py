@@ -11,34 +11,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from train.config import Config
 from train.data.batch import Batch
-from train.model.decoder import Decoder
-from train.model.documents import Documents
-from train.model.encoder import Encoder
-from train.objectives.mae import Dropped, Split
-from train.objectives.masking import Chance, ordinary, places
-from train.objectives.objective import HeadSums, Objective, stack
-from train.vocabulary import Vocabulary
+from train.objectives.mae import Dropped, MaskedAutoencoder, Split
+from train.objectives.masking import ordinary, places
+from train.objectives.objective import HeadSums, stack
 
 
-class LatentMaskedAutoencoder(Objective[Dropped]):
-    """The mask layer stands between encoder and decoder."""
-
-    heads = ("reconstruction",)
-
-    def __init__(self, encoder: Encoder, config: Config, vocabulary: Vocabulary, chance: Chance) -> None:
-        super().__init__(encoder, config, vocabulary, chance)
-        self.decoder = Decoder(config.model, vocabulary.size)
-
-    def select(self, batch: Batch, step: int | None = None) -> Dropped:
-        documents = Documents.bounded(batch.lengths_D, batch.cu_seqlens_D1)
-        return Dropped(documents, self.dropped(batch, documents))
+class LatentMaskedAutoencoder(MaskedAutoencoder):
+    """What is dropped is drawn as in masked autoencoding; the mask layer stands between encoder and decoder."""
 
     def target_counts(self, selection: Dropped) -> np.ndarray:
         if self.settings.reconstruct == "all":
             return np.array([(selection.documents.lengths_D - 2).sum()])
-        return np.array([selection.chosen.counts_D.sum()])
+        return super().target_counts(selection)
 
     def forward(self, batch: Batch, selection: Dropped) -> HeadSums:
         split = Split.of(selection.documents, selection.chosen)

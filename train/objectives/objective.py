@@ -111,7 +111,9 @@ class Objective(nn.Module, Generic[Selection]):
         documents: Documents,
         among_T: torch.Tensor,
     ) -> Chosen:
-        draws = UnitDraws(*(self.chance.words(stream, batch, documents) for stream in streams))
+        order_T = self.chance.words(streams[0], batch, documents)
+        length_T = self.chance.words(streams[1], batch, documents) if unit == "span" else order_T
+        draws = UnitDraws(order_T, length_T)
         starts_T = None if unit == "token" else batch.word_starts_T
         most_D = exact_counts(documents.sums(among_T), ratio)
         return choose(unit, self.settings, draws, documents, among_T, starts_T, most_D)

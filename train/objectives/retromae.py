@@ -82,11 +82,6 @@ class RetroMae(Objective[Compressed]):
         """
         return replace(selection, shuffled=True)
 
-    def shuffled_decoder_sums(self, batch: Batch, selection: Compressed) -> tuple[torch.Tensor, int]:
-        """(sum of the decoder's losses with the state of another document, number of targets)."""
-        losses_H, _ = self(batch, self.shuffled(selection))
-        return losses_H[self.heads.index("decoder")], _ordinary_tokens(selection.documents)
-
     def _decode(self, batch: Batch, selection: Compressed, hidden_TD: torch.Tensor) -> torch.Tensor:
         """The decoder's states [T, D]."""
         documents, positions_T = selection.documents, selection.documents.positions_T

@@ -48,7 +48,7 @@ class UnitDraws:
     """What is random in a choice: words of 63 bits for each token, two streams."""
 
     order_T: torch.Tensor
-    length_T: torch.Tensor
+    length_T: torch.Tensor  # looked at where units are spans
 
 
 def choose(
