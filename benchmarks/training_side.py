@@ -146,7 +146,7 @@ def by_engine(side: Side, folder: Path) -> Callable[[], None]:
                 selection = engine.module.select(moved, 0)
                 counts_H = np.maximum(1, engine.module.target_counts(selection))
                 scale_H = torch.from_numpy((np.array(objective.weights()) / counts_H).astype(np.float32))
-                engine.micro_step(moved, selection, scale_H)
+                engine.micro_step(moved, selection, scale_H, last=True)
                 yield batch
 
         _run(steps(), Rounds(side.steps))

@@ -22,12 +22,16 @@ TOP_LEVEL = frozenset(
         "gradient_predivide_factor",
         "prescale_gradients",
         "steps_per_print",
+        "torch_autocast",
         "train_micro_batch_size_per_gpu",
         "wall_clock_breakdown",
         "zero_allow_untested_optimizer",
+        "zero_force_ds_cpu_optimizer",
         "zero_optimization",
     }
 )
+# Nor does it look at the keys of these sections.
+_NESTED = {"data_types": {"grad_accum_dtype"}, "torch_autocast": {"enabled", "dtype"}}
 _ROOT = Path(__file__).parents[1]
 
 
@@ -47,13 +51,20 @@ def load_ds_config(config: Config, world_size: int) -> dict[str, Any]:
     for dotted, value in _owned(config, world_size).items():
         _fill(ds_config, dotted, value, path)
     _refuse_open_auto(ds_config, path)
-    for key in ds_config["data_types"].keys() - {"grad_accum_dtype"}:
-        raise UserError(f"{path}: unknown key data_types.{key} (known: grad_accum_dtype)")  # DeepSpeed says nothing
-    if stage == 0 and config.engine.precision != "fp32":
+    for section, known in _NESTED.items():
+        for key in ds_config[section].keys() - known:
+            raise UserError(f"{path}: unknown key {section}.{key} (known: {', '.join(sorted(known))})")
+    _check_offload(ds_config["zero_optimization"], stage, path)
+    if ds_config["zero_optimization"].get("round_robin_gradients"):
+        # It trains rightly, but what DeepSpeed 0.19.8 says of where the weights lie is then wrong.
+        raise UserError(
+            f"{path}: zero_optimization.round_robin_gradients: checkpoints would hold wrong weights: set it to false"
+        )
+    if stage == 0 and (ds_config["bf16"]["enabled"] or ds_config["fp16"]["enabled"]):
         # With bf16 DeepSpeed takes a hidden optimizer step at start there: a wrong first update, one decay too many.
         raise UserError(
-            f"{path}: ZeRO stage 0 does not train {config.engine.precision} rightly: use ds_configs/zero1.json or "
-            "engine.precision=fp32"
+            f"{path}: ZeRO stage 0 does not train {config.engine.precision} rightly: use ds_configs/zero1.json, "
+            "engine.precision=fp32 or, for bf16, engine.autocast=true"
         )
     if stage == 3 and config.engine.precision == "fp16":
         # In a step after which the loss scale grows, DeepSpeed divides the gradients by the scale that comes next.
@@ -65,6 +76,7 @@ def load_ds_config(config: Config, world_size: int) -> dict[str, Any]:
         raise UserError(
             f"{path}: ZeRO stage 3 leaves nothing to compile: use ds_configs/zero2.json or model.compile=false"
         )
+    ds_config["zero_allow_untested_optimizer"] = config.optimizer.name != "adamw"  # ours are tested at every stage
     if stage == 0:
         # The engine clips itself there, beside the guard against NaN that DeepSpeed lacks.
         ds_config["gradient_clipping"] = 0.0
@@ -76,16 +88,45 @@ def zero_stage(ds_config: dict[str, Any]) -> int:
     return int(ds_config["zero_optimization"]["stage"])
 
 
+def offloads(ds_config: dict[str, Any]) -> bool:
+    """Whether the optimizer runs on the CPU, with its state in host memory."""
+    section = ds_config["zero_optimization"].get("offload_optimizer") or {}
+    return bool(section.get("device", "none") != "none")
+
+
 def _owned(config: Config, world_size: int) -> dict[str, Any]:
     """What the run's configuration decides: a file may only say "auto" or the same."""
     return {
         "train_micro_batch_size_per_gpu": config.batch.micro_batch_size,
         "gradient_accumulation_steps": gradient_accumulation_steps(config, world_size),
         "gradient_clipping": config.optimizer.gradient_clipping,
-        "bf16.enabled": config.engine.precision == "bf16",
+        "bf16.enabled": config.engine.precision == "bf16" and not config.engine.autocast,
+        "bf16.check_grad_overflow": True,
+        "torch_autocast.enabled": config.engine.autocast,
+        "torch_autocast.dtype": "bfloat16",
         "fp16.enabled": config.engine.precision == "fp16",
         "data_types.grad_accum_dtype": "fp32",
+        "zero_force_ds_cpu_optimizer": False,  # torch's own fused AdamW also runs on the CPU, without a compiler
     }
+
+
+def _check_offload(zero: dict[str, Any], stage: int, path: Path) -> None:
+    """Refuse what DeepSpeed passes over in silence, or goes on from wrongly."""
+    if old := {"cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory"} & zero.keys():
+        raise UserError(f"{path}: zero_optimization.{min(old)} is an old name: use offload_optimizer or offload_param")
+    for part, stages in (("offload_optimizer", (1, 2, 3)), ("offload_param", (3,))):
+        section = zero.get(part) or {}
+        device = section.get("device", "none") if isinstance(section, dict) else "none"
+        if device == "nvme":
+            raise UserError(
+                f"{path}: zero_optimization.{part}.device nvme: DeepSpeed 0.19.8 trains, but does not go on rightly "
+                'from a checkpoint: use "cpu", as in ds_configs/zero3-offload-parameters.json'
+            )
+        if device != "none" and stage not in stages:
+            raise UserError(
+                f"{path}: zero_optimization.{part} has no effect at ZeRO stage {stage}: use stage "
+                f"{' or '.join(map(str, stages))}, as in ds_configs/zero3-offload-parameters.json"
+            )
 
 
 def _fill(ds_config: dict[str, Any], dotted: str, value: Any, path: Path) -> None:

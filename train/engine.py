@@ -5,6 +5,8 @@ Legend: H heads of the objective.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -20,8 +22,8 @@ import deepspeed
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import (
     logger,
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
+    safe_get_local_fp32_param,
+    safe_get_local_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
     safe_set_local_fp32_param,
@@ -33,13 +35,16 @@ from train.config import Config
 from train.data.batch import Batch
 from train.distributed import Ranks
 from train.ds_config import zero_stage
+from train.effective_settings import check_settings, group_settings
 from train.errors import UserError
+from train.layerwise import Layerwise
 from train.model.cpu_bf16 import speed_up_bf16_products
 from train.objectives.objective import HeadSums, Objective
 from train.optimizer import build_optimizer
+from train.snapshot import TABLES, Piece, Snapshot, Tensors
+from train.zero_layout import zero_layout
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of each parameter
-Tensors = dict[str, torch.Tensor]  # by parameter name
+MOMENTS = TABLES[1:]
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 logger.setLevel(logging.ERROR)
@@ -52,7 +57,7 @@ class Engine:
         if ranks.device.type == "cpu":
             # Used for inference only, but compiled at every start: without this a C++ compiler would be needed.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-            if ds_config["bf16"]["enabled"]:
+            if ds_config["bf16"]["enabled"] or ds_config["torch_autocast"]["enabled"]:
                 speed_up_bf16_products()
         self.ranks = ranks
         self.stage = zero_stage(ds_config)
@@ -62,8 +67,12 @@ class Engine:
         module.to(ranks.device)
         if ds_config["fp16"]["enabled"] and not get_accelerator().is_fp16_supported():
             raise UserError.agreed("engine.precision fp16: this device has no fp16; use bf16 or fp32")
-        self._engine = _initialize(module, build_optimizer(module, config), ds_config)
-        self._check_settings(ds_config)
+        optimizer = build_optimizer(module, config)
+        groups = group_settings(group for group in optimizer.param_groups if group["params"])
+        self._engine = _initialize(module, optimizer, ds_config)
+        if isinstance(optimizer, Layerwise) and self.stage > 0:
+            optimizer.layout = zero_layout(self.module, self._engine.optimizer, self.stage, ranks)
+        check_settings(self._engine, ds_config, optimizer, groups, self._masters())
         self._scaler = self._engine.optimizer.loss_scaler if ds_config["fp16"]["enabled"] else None
         if self._scaler is not None:
             self._scaler.raise_error_at_min_scale = False  # the trainer counts steps left out in a row, and says it
@@ -81,29 +90,34 @@ class Engine:
 
     def set_learning_rate(self, rate: float) -> None:
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["learning_rate_ratio"]
 
-    def micro_step(self, batch: Batch, selection: Any, scale_H: torch.Tensor) -> HeadSums:
+    def micro_step(self, batch: Batch, selection: Any, scale_H: torch.Tensor, *, last: bool) -> HeadSums:
         """Forward and backward of one micro-batch with its selection; the last one of a step updates the weights.
 
         `scale_H` holds each head's weight over its global number of targets. The gradient that DeepSpeed averages
-        over the ranks is multiplied by their number: what remains is the sum.
+        over the ranks is multiplied by their number: what remains is the sum. The caller says which micro-batch is the
+        `last`: DeepSpeed's own count is fixed at the start, and the batch size may change.
         """
+        self._engine.set_gradient_accumulation_boundary(last)
+        self.ranks.pulse.says("trains")
         losses_H, hits_H2 = self._engine(batch, selection)
         loss = (losses_H * scale_H).sum() * self.ranks.world_size
         self._engine.backward(loss, scale_wrt_gas=False)
-        last = self._engine.is_gradient_accumulation_boundary()
         if last and self.stage == 0:
             self._guard_stage_0()
         self._engine.step()
         if last and self.stage > 0:
             self.gradient_norm = self._engine.get_global_grad_norm()
             self.applied = self._engine.was_step_applied()
+            if not self.applied:
+                self._forget_gradients()
         return losses_H.detach(), hits_H2
 
     @torch.no_grad()
     def evaluate(self, batch: Batch, selection: Any) -> HeadSums:
         """The sums of one batch without gradients; the caller sets the mode with `eval()` and `train()`."""
+        self.ranks.pulse.says("validates")
         sums: HeadSums = self._engine(batch, selection)
         return sums
 
@@ -113,18 +127,32 @@ class Engine:
     def train(self) -> None:
         self._engine.train()
 
+    def dispose(self) -> None:
+        """Let go of all memory, so that another engine can take this one's place; nothing of it works afterwards."""
+        self._engine.destroy()
+        if self.stage == 3:  # hooks hold its parameters for ever, where the garbage collector does not see them
+            parameters = list(self.module.parameters())
+            states = [tensor for state in self._states() for tensor in state.values()]
+            shares = [parameter.ds_tensor for parameter in parameters]  # type: ignore[attr-defined]
+            for tensor in (*parameters, *shares, *self._masters(), *states):
+                tensor.untyped_storage().resize_(0)
+            vars(self._engine.optimizer).clear()
+
     def state(self) -> dict[str, Tensors]:
         """{"model", "exp_avg", "exp_avg_sq"}: whole fp32 tensors by parameter name, in host memory of rank 0.
 
         Every rank takes part; the others get empty tables. The layout knows nothing of ranks or ZeRO stages.
         """
-        tables: dict[str, Tensors] = {"model": {}, **{moment: {} for moment in MOMENTS}}
+        snapshot = Snapshot(self.ranks, self.ranks.host_group)
+        snapshot.take(self.pieces)
+        return snapshot.collect()
+
+    def pieces(self) -> Iterator[Piece]:
+        """This rank's part of the state, parameter by parameter: what it alone holds, or at stage 0 an equal share."""
         for name, parameter in self.module.named_parameters():
-            tensors = self._gather(parameter)
-            if self.ranks.rank == 0:
-                for table, tensor in tensors:
-                    tables[table][name] = tensor.detach().to("cpu", torch.float32, copy=True)
-        return tables
+            shape = getattr(parameter, "ds_shape", parameter.shape)  # at stage 3 the parameter itself is empty
+            start, tensors = self._piece(parameter, shape.numel())
+            yield Piece(name, shape, start, tuple(tensor.detach() for tensor in tensors))
 
     @property
     def loss_scale(self) -> dict[str, float]:
@@ -146,12 +174,23 @@ class Engine:
         for state in self._states():
             state["step"].fill_(updates)
 
-    def _gather(self, parameter: torch.nn.Parameter) -> list[tuple[str, torch.Tensor]]:
-        if self.stage == 0:
-            state = self._engine.optimizer.state[parameter]
-            return [("model", parameter), *((moment, state[moment]) for moment in MOMENTS)]
-        moments = [(moment, safe_get_full_optimizer_state(parameter, moment)) for moment in MOMENTS]
-        return [("model", safe_get_full_fp32_param(parameter)), *moments]
+    def _piece(self, parameter: torch.nn.Parameter, numel: int) -> tuple[int, list[torch.Tensor]]:
+        """Where this rank's part of a parameter begins, and its values in each of TABLES."""
+        if self.stage in (1, 2):
+            mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+            if mapping is None:  # all of it lies on other ranks
+                return 0, [torch.empty(0) for _ in TABLES]
+            return mapping.lp_fragment_address.start, [mapping.get_hp_fragment(key) for key in (None, *MOMENTS)]
+        if self.stage == 3:
+            share = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+            moments = [safe_get_local_optimizer_state(parameter, moment) for moment in MOMENTS]
+            start = min(share * self.ranks.rank, numel)
+            return start, [t[: numel - start] for t in (safe_get_local_fp32_param(parameter), *moments)]
+        share = -(-numel // self.ranks.world_size)
+        state = self._engine.optimizer.state[parameter]
+        start = min(share * self.ranks.rank, numel)
+        tensors = (parameter, *(state[moment] for moment in MOMENTS))
+        return start, [tensor.view(-1)[start : start + share] for tensor in tensors]
 
     @torch.no_grad()
     def _scatter(self, parameter: torch.nn.Parameter, tensors: Tensors) -> None:
@@ -198,6 +237,14 @@ class Engine:
         if self.stage in (1, 2):
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
+    def _forget_gradients(self) -> None:
+        """With offload at stages 1 and 2 DeepSpeed keeps the sums of a step left out: the next one would go on there,
+        and NaN stays NaN."""
+        sums = getattr(self._engine.optimizer, "averaged_gradients", None)
+        if sums is not None and self.stage in (1, 2):
+            for group in sums:
+                sums[group] = None
+
     def _guard_stage_0(self) -> None:
         """Norm, clipping and what is not finite: at stage 0 DeepSpeed reports no norm and applies NaN."""
         parameters = [p for p in self.module.parameters() if p.grad is not None]
@@ -210,29 +257,14 @@ class Engine:
         elif self._clipping:
             torch.nn.utils.clip_grads_with_norm_(parameters, self._clipping, norm)
 
-    def _check_settings(self, wanted: dict[str, Any]) -> None:
-        """What the engine really uses, against what it was given: its defaults have moved between versions."""
-        engine = self._engine
-        effective = {
-            "train_micro_batch_size_per_gpu": engine.train_micro_batch_size_per_gpu(),
-            "gradient_accumulation_steps": engine.gradient_accumulation_steps(),
-            "gradient_clipping": engine.gradient_clipping(),
-        }
-        pairs = [(key, wanted[key], value) for key, value in effective.items()]
-        pairs.append(("zero_optimization.stage", self.stage, int(engine.zero_optimization_stage())))
-        pairs.append(("bf16.enabled", wanted["bf16"]["enabled"], engine.bfloat16_enabled()))
-        pairs.append(("fp16.enabled", wanted["fp16"]["enabled"], engine.fp16_enabled()))
-        for key, given, used in pairs:
-            if given != used:
-                raise RuntimeError(f"DeepSpeed was given {key} = {given} and uses {used}")
-
 
 def _initialize(module: Objective[Any], optimizer: torch.optim.Optimizer, ds_config: dict[str, Any]) -> Any:
     """DeepSpeed's engine; it changes the configuration it is given, hence the copy."""
     try:
-        return deepspeed.initialize(
-            model=module, optimizer=optimizer, config=_copy(ds_config), dist_init_required=False
-        )[0]
+        with contextlib.redirect_stdout(io.StringIO()):  # its bf16 optimizer prints how much memory is in use
+            return deepspeed.initialize(
+                model=module, optimizer=optimizer, config=_copy(ds_config), dist_init_required=False
+            )[0]
     except ValidationError as error:
         mistake = error.errors()[0]
         key = ".".join(str(part) for part in mistake["loc"])

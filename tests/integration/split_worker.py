@@ -76,8 +76,8 @@ def split(objective: dict, micro_batches: int, ranks: distributed.Ranks) -> dict
     counts_H = ranks.sum(sum(engine.module.target_counts(selection) for selection in selections).tolist())
     engine.set_learning_rate(1e-3)
     scale_H = torch.tensor([1.0 / count for count in counts_H])
-    for batch, selection in zip(batches, selections, strict=True):
-        engine.micro_step(batch, selection, scale_H)
+    for number, (batch, selection) in enumerate(zip(batches, selections, strict=True), start=1):
+        engine.micro_step(batch, selection, scale_H, last=number == micro_batches)
     return {name: moment / (1 - BETA) for name, moment in engine.state()["exp_avg"].items()}
 
 

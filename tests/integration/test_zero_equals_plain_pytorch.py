@@ -1,4 +1,4 @@
-"""ZeRO 0, 1, 2, 3 on one and two gloo ranks against plain PyTorch in one process, in fp32.
+"""ZeRO 0, 1, 2, 3, with offload and without, on one and two gloo ranks against plain PyTorch, in fp32.
 
 The model has an embedding that is tied to two losses, non-reentrant checkpointing, accumulation 2 and clipping.
 """
@@ -30,28 +30,31 @@ def results(request, tmp_path_factory):
 
 
 def test_weights_after_five_updates_equal_plain_pytorch(results):
-    for stage, measured in results["stages"].items():
-        assert measured["difference"] < 1e-6, f"ZeRO stage {stage}"
+    """Reference: the single process, which never met the NaN that was left out on the way."""
+    assert len(results["files"]) == 8
+    for file, measured in results["files"].items():
+        assert measured["difference"] < 1e-6, f"zero{file}.json"
         assert measured["updates"] == 5
 
 
 def test_gradient_norms_equal_plain_pytorch(results):
     """Reference: clip_grad_norm_ of the single process; relative difference of the norm before clipping."""
-    for stage, measured in results["stages"].items():
-        assert measured["norms"] < 1e-5, f"ZeRO stage {stage}"
+    for file, measured in results["files"].items():
+        assert measured["norms"] < 1e-5, f"zero{file}.json"
 
 
-def test_state_moves_between_stages_bit_for_bit_and_goes_on_the_same(results):
-    """Reference: the undisturbed run at stage 0. State read after loading equals what was loaded."""
-    assert len(results["moves"]) == 7
+def test_state_moves_between_files_bit_for_bit_and_goes_on_the_same(results):
+    """Reference: the single process, undisturbed. State read after loading equals what was loaded, the updates count
+    on, and weights decay as before."""
+    assert len(results["moves"]) == 8
     for move, measured in results["moves"].items():
         assert measured["kept"], move
         assert measured["difference"] < 1e-6, move
         assert measured["updates"] == 5
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing_on_any_stage(results):
-    for stage, measured in results["poison"].items():
-        assert not measured["applied"], f"ZeRO stage {stage}"
-        assert measured["unchanged"], f"ZeRO stage {stage}"
-        assert measured["updates"] == 1
+def test_a_gradient_that_is_not_finite_changes_nothing(results):
+    """Reference: the state before."""
+    for file, measured in results["files"].items():
+        assert not measured["applied"], f"zero{file}.json"
+        assert measured["unchanged"], f"zero{file}.json"

@@ -43,6 +43,10 @@ def document_attention(
     if key_documents is not None and (causal or window is not None):
         raise ValueError("causal and windowed attention need queries and keys of the same tokens")
     keys = documents if key_documents is None else key_documents
+    device = query_THW.device.type
+    if torch.is_autocast_enabled(device):  # rotations may be fp32 there, for which the kernel below is none
+        dtype = torch.get_autocast_dtype(device)
+        query_THW, key_SHW, value_SHW = query_THW.to(dtype), key_SHW.to(dtype), value_SHW.to(dtype)
     if query_THW.is_cuda and query_THW.dtype in (torch.bfloat16, torch.float16):
         return _flash(query_THW, key_SHW, value_SHW, documents, keys, scale, causal, window)
     dtype = query_THW.dtype

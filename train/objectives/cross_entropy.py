@@ -21,6 +21,10 @@ def cross_entropy(
     """(sum of the cross-entropy in nats, number of targets with the largest logit); 0 and 0 without targets."""
     if bias_V is None:
         bias_V = weight_VD.new_zeros(len(weight_VD))
+    device = hidden_ND.device.type
+    if torch.is_autocast_enabled(device):  # once here, or every chunk would cast the whole embedding
+        dtype = torch.get_autocast_dtype(device)
+        hidden_ND, weight_VD, bias_V = hidden_ND.to(dtype), weight_VD.to(dtype), bias_V.to(dtype)
     result: tuple[torch.Tensor, torch.Tensor] = _Chunked.apply(  # type: ignore[no-untyped-call]
         hidden_ND, weight_VD, bias_V, targets_N, torch.is_grad_enabled()
     )

@@ -83,7 +83,7 @@ def leaves(tree):
 def test_every_preset_is_filled_for_every_world_size(configure, path, precision, world_size):
     """Reference: the run's configuration, and the file for everything it does not own."""
     config = configure(f"engine.ds_config=ds_configs/{path.name}", f"engine.precision={precision}")
-    stage = json.loads(path.read_text())["zero_optimization"]["stage"]
+    stage = int(path.stem[len("zero")])
     if stage == 0 and precision == "bf16":
         with pytest.raises(UserError, match="stage 0 does not train bf16"):
             load_ds_config(config, world_size)
@@ -97,9 +97,28 @@ def test_every_preset_is_filled_for_every_world_size(configure, path, precision,
     assert filled["data_types"]["grad_accum_dtype"] == "fp32"
 
 
-def test_there_is_a_preset_for_every_stage():
-    """Reference: ZeRO's stages."""
-    assert [json.loads(path.read_text())["zero_optimization"]["stage"] for path in PRESETS] == [0, 1, 2, 3]
+def test_there_is_a_preset_for_every_stage_and_for_every_offload():
+    """Reference: ZeRO's stages, each with what it can keep in host memory."""
+    parts = {"offload_optimizer", "offload_param"}
+    zero = {path.stem: json.loads(path.read_text())["zero_optimization"] for path in PRESETS}
+    assert {name: (section["stage"], parts & section.keys()) for name, section in zero.items()} == {
+        **{f"zero{stage}": (stage, set()) for stage in (0, 1, 2, 3)},
+        **{f"zero{stage}-offload": (stage, {"offload_optimizer"}) for stage in (1, 2, 3)},
+        "zero3-offload-parameters": (3, parts),
+    }
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_preset_with_offload_differs_in_nothing_else(stage):
+    """Reference: the preset of the same stage."""
+    folder = ROOT / "ds_configs"
+    names = [f"zero{stage}-offload", *(["zero3-offload-parameters"] if stage == 3 else [])]
+    for name in names:
+        own = json.loads((folder / f"{name}.json").read_text())
+        assert own.pop("zero_force_ds_cpu_optimizer") is False
+        for part in ("offload_optimizer", "offload_param"):
+            assert own["zero_optimization"].pop(part, None) in (None, {"device": "cpu", "pin_memory": True})
+        assert own == json.loads((folder / f"zero{stage}.json").read_text())
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
@@ -116,7 +135,11 @@ def test_deepspeed_reads_a_preset_as_it_is_meant(configure, deepspeed_config, pa
     assert used.grad_accum_dtype == "fp32"
     field_of = {info.alias: name for name, info in type(used.zero_config).model_fields.items()}
     for name, value in filled["zero_optimization"].items():
-        assert getattr(used.zero_config, field_of.get(name, name)) == value, name
+        own = getattr(used.zero_config, field_of.get(name, name))
+        if isinstance(value, dict):
+            assert {key: getattr(own, key) for key in value} == value, name
+        else:
+            assert own == value, name
 
 
 def test_deepspeed_knows_every_allowed_key(load, deepspeed_config):
@@ -261,3 +284,77 @@ def test_a_precision_that_a_stage_does_not_train_rightly_is_refused(load, stage,
     by the loss scale of the next step."""
     with pytest.raises(UserError, match=f"ZeRO stage {stage} does not train {precision} rightly: use ds_configs/zero"):
         load({"zero_optimization": {"stage": stage}}, f"engine.precision={precision}")
+
+
+@pytest.mark.parametrize("part", ["offload_optimizer", "offload_param"])
+def test_offload_to_nvme_is_refused_with_the_way_out(refusal, part):
+    """Reference: DeepSpeed 0.19.8, which goes on from a checkpoint with wrong losses then."""
+    zero = {"stage": 3, part: {"device": "nvme", "nvme_path": "/local"}}
+    message = refusal({"zero_optimization": zero})
+    assert f"zero_optimization.{part}.device nvme" in message
+    assert "does not go on rightly from a checkpoint" in message
+    assert "ds_configs/zero3-offload-parameters.json" in message
+
+
+@pytest.mark.parametrize(
+    ("stage", "part"), [(0, "offload_optimizer"), (0, "offload_param"), (1, "offload_param"), (2, "offload_param")]
+)
+def test_offload_that_the_stage_does_not_have_is_refused(refusal, stage, part):
+    """Reference: DeepSpeed, which passes over it without a word."""
+    message = refusal({"zero_optimization": {"stage": stage, part: {"device": "cpu"}}}, "engine.precision=fp32")
+    assert f"zero_optimization.{part} has no effect at ZeRO stage {stage}" in message
+
+
+def test_an_old_name_of_offload_is_refused(refusal):
+    """Reference: DeepSpeed, which still takes it."""
+    message = refusal({"zero_optimization": {"stage": 2, "cpu_offload": True}})
+    assert "zero_optimization.cpu_offload is an old name: use offload_optimizer" in message
+
+
+def test_offload_runs_torchs_own_optimizer(load, refusal):
+    """Reference: DeepSpeed's, which needs a compiler."""
+    zero = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
+    assert load({"zero_optimization": zero})["zero_force_ds_cpu_optimizer"] is False
+    assert "zero_force_ds_cpu_optimizer is True" in refusal(
+        {"zero_optimization": zero, "zero_force_ds_cpu_optimizer": True}
+    )
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_autocast_takes_the_place_of_cast_weights(load, deepspeed_config, stage):
+    """Reference: DeepSpeed's parsed configuration; both at once it would take without a word."""
+    filled = load({"zero_optimization": {"stage": stage}}, "engine.precision=bf16", "engine.autocast=true")
+    used = deepspeed_config(filled)
+    assert (used.torch_autocast_enabled, used.bfloat16_config.enabled) == (True, False)
+    assert str(used.torch_autocast_dtype) == "torch.bfloat16"
+
+
+def test_both_kinds_of_bf16_at_once_are_refused(refusal):
+    """Reference: DeepSpeed, which takes them without a word."""
+    said = {"bf16": {"enabled": True}}
+    assert "bf16.enabled is True" in refusal(VALID | said, "engine.precision=bf16", "engine.autocast=true")
+    said = {"torch_autocast": {"enabled": True}}
+    assert "torch_autocast.enabled is True" in refusal(VALID | said, "engine.precision=bf16")
+
+
+def test_a_misspelt_key_of_autocast_is_refused(refusal):
+    """Reference: DeepSpeed, which passes over it."""
+    assert "unknown key torch_autocast.dtyp" in refusal(VALID | {"torch_autocast": {"dtyp": "bfloat16"}})
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_autocast_with_another_precision_is_refused(configure, precision):
+    """Reference: only bf16 was measured to train rightly with it."""
+    with pytest.raises(UserError, match=f"engine.autocast works with engine.precision bf16 only, not with {precision}"):
+        configure(f"engine.precision={precision}", "engine.autocast=true")
+
+
+def test_bf16_without_the_check_of_gradients_is_refused(refusal):
+    """Reference: DeepSpeed's default before 0.19.3, with which NaN is applied."""
+    said = {"bf16": {"check_grad_overflow": False}}
+    assert "bf16.check_grad_overflow is False" in refusal(VALID | said)
+
+
+def test_clipping_that_is_not_written_is_that_of_the_run(load):
+    """Reference: the run's configuration; DeepSpeed's own default has changed from 0 to 1."""
+    assert load(VALID, "optimizer.gradient_clipping=0.0")["gradient_clipping"] == 0.0
