@@ -1,7 +1,7 @@
 """Checkpoint folders: written whole or not at all, verified before they are used.
 
     checkpoints/step-00001000/   model.safetensors exp_avg.safetensors exp_avg_sq.safetensors  fp32, by parameter name
-                                 state.json         step, data cursor, counters
+                                 state.json         step, data cursor, counters; what made it (see provenance.py)
                                  manifest.json      size and checksum of every other file; written last
     checkpoints/latest           name of the newest one
     checkpoints/best             name of the one with the lowest validation loss, where the run keeps it
@@ -17,7 +17,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,14 +72,11 @@ def save_checkpoint(
         folder.mkdir(exist_ok=True)
         fsync_folder(folder.parent)
         _sweep(folder)
-        _refuse_too_little_room(folder, tables)
+        refuse_too_little_room(folder, tables.values())
         partial.mkdir()
         _write_files(partial, tables, {"step": step, **state})
         _replace(partial, final)
-        write_whole(folder / "latest", f"{final.name}\n".encode())
-        if keep_best and (best := lowest_loss(folder, step)):
-            write_whole(folder / "best", f"{best[1]}\n".encode())
-        _prune(folder, final, keep_last, keep_every)
+        finish_commit(final, keep_last, keep_every=keep_every, keep_best=keep_best)
     except (OSError, SafetensorError, UserError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         reason = getattr(error, "strerror", None) or str(error)
@@ -87,6 +84,19 @@ def save_checkpoint(
             f"{final}: cannot write the checkpoint: {reason}; make room or change the permission and start again"
         ) from error
     return final
+
+
+def finish_commit(final: Path, keep_last: int, *, keep_every: int | None = None, keep_best: bool = False) -> None:
+    """What follows the rename: `latest`, `best`, pruning. A run that was killed between does it at its next start.
+
+    Raises OSError and UserError where the folder takes no files.
+    """
+    folder, step = final.parent, int(final.name.removeprefix("step-"))
+    _sweep(folder)
+    write_whole(folder / "latest", f"{final.name}\n".encode())
+    if keep_best and (best := lowest_loss(folder, step)):
+        write_whole(folder / "best", f"{best[1]}\n".encode())
+    _prune(folder, final, keep_last, keep_every)
 
 
 def lowest_loss(folder: Path, step: int) -> tuple[float, str] | None:
@@ -114,6 +124,33 @@ def newest_whole(folder: Path) -> tuple[Checkpoint | None, list[str]]:
             return Checkpoint(path, read_json(path / STATE)), problems + _missing_latest(folder, path)
         problems.append(f"{path}: {problem}")
     return None, problems
+
+
+def chosen(run: Path, step: int | None) -> tuple[Checkpoint, list[str]]:
+    """A run's newest whole checkpoint, with a sentence for each newer one, or that of `step`; every byte was read.
+
+    Raises UserError where `run` is no run folder, and CheckpointError where there is no such whole checkpoint.
+    """
+    folder = run_checkpoints(run)
+    if step is None:
+        newest, problems = newest_whole(folder)
+        if newest is None:
+            raise CheckpointError(f"{run}: no whole checkpoint{''.join('; ' + text for text in problems)}")
+        return newest, problems
+    path = folder / f"step-{step:08d}"
+    if not path.exists():
+        steps = ", ".join(str(int(other.name.removeprefix("step-"))) for other in sorted(committed(folder)))
+        raise CheckpointError(f"{run}: no checkpoint of step {step}; there is {steps or 'none at all'}")
+    if problem := verify(path):
+        raise CheckpointError(f"{path}: {problem}; choose another --step")
+    return Checkpoint(path, read_json(path / STATE)), []
+
+
+def run_checkpoints(run: Path) -> Path:
+    """The folder of a run's checkpoints. Raises UserError where `run` is no run folder."""
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run}: no config.yaml, so no run folder")
+    return run / "checkpoints"
 
 
 def resume_point(folder: Path, steps_done: int) -> tuple[Checkpoint | None, list[str]]:
@@ -203,9 +240,9 @@ def load_weights(module: torch.nn.Module, path: Path) -> None:
             parameter.copy_(weights[name])
 
 
-def _refuse_too_little_room(folder: Path, tables: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+def refuse_too_little_room(folder: Path, tables: Iterable[Mapping[str, torch.Tensor]]) -> None:
     """Before the first byte: a disk that is filled to the brim has no room for the run's other files either."""
-    needed = sum(tensor.nbytes for tensors in tables.values() for tensor in tensors.values())
+    needed = sum(tensor.nbytes for tensors in tables for tensor in tensors.values())
     if shutil.disk_usage(folder).free < needed:
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} for {needed:,} bytes")
 
@@ -215,7 +252,9 @@ def _write_files(folder: Path, tables: Mapping[str, Mapping[str, torch.Tensor]],
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / f"{table}.safetensors")
     (folder / STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
     files = {}
+    mode = (folder / STATE).stat().st_mode & 0o777
     for path in sorted(folder.iterdir()):
+        path.chmod(mode)  # as the user's umask says; save_file lets its owner alone read
         _fsync(path)
         files[path.name] = {"bytes": path.stat().st_size, "checksum": _checksum(path)}
     manifest = {"format": _FORMAT, "version": _VERSION, "files": files}

@@ -1,4 +1,4 @@
-"""`python -m train checkpoint`: list, verify and tidy up the checkpoints of a run."""
+"""`python -m train checkpoint`: list, verify, tidy up and copy out the checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -6,10 +6,23 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from train.checkpoint import MANIFEST, STATE, committed, damages, half_done, is_kept_for_good, named, read_json
+from train.checkpoint import (
+    MANIFEST,
+    STATE,
+    chosen,
+    committed,
+    damages,
+    half_done,
+    is_kept_for_good,
+    named,
+    read_json,
+    read_table,
+    run_checkpoints,
+)
 from train.config_file import load_config
 from train.errors import BertmaeError, CheckpointError, UserError
 from train.run_directory import lock
+from train.whole_folder import refuse_used, whole_folder
 
 
 def list_checkpoints(run: Path) -> Iterator[str]:
@@ -17,7 +30,7 @@ def list_checkpoints(run: Path) -> Iterator[str]:
 
     Raises UserError where `run` is no run folder.
     """
-    folder = _checkpoints(run)
+    folder = run_checkpoints(run)
     keep_every = _keep_every(run)
     yield f"{'step':>12} {'tokens':>18} {'size':>10}  state"
     for path in sorted(committed(folder)):
@@ -37,7 +50,7 @@ def verify_checkpoints(run: Path) -> Iterator[str]:
     Raises UserError where `run` is no run folder; at the end CheckpointError with the first damage, or where there is
     no checkpoint at all.
     """
-    folder = _checkpoints(run)
+    folder = run_checkpoints(run)
     found = sorted(committed(folder))
     if not found:
         raise CheckpointError(f"{folder}: no checkpoint is there")
@@ -56,7 +69,7 @@ def delete_incomplete(run: Path) -> Iterator[str]:
 
     Raises UserError where `run` is no run folder, a process trains in it, or a folder cannot be removed.
     """
-    folder = _checkpoints(run)
+    folder = run_checkpoints(run)
     with lock(run, patience=0.0):
         incomplete = [*half_done(folder), *(path for path in committed(folder) if not (path / MANIFEST).exists())]
         for path in incomplete:
@@ -69,17 +82,37 @@ def delete_incomplete(run: Path) -> Iterator[str]:
         yield f"Nothing to remove: {folder} holds nothing incomplete."
 
 
+def consolidate(run: Path, output: Path, step: int | None = None) -> Iterator[str]:
+    """Copy the weights of the newest whole checkpoint, or that of `step`, with config.yaml and tokenizer/.
+
+    Yields what was done, in sentences. Raises UserError where `run` is no run folder or `output` is in use, and
+    CheckpointError where there is no such whole checkpoint, or the copy is not what was verified.
+    """
+    found, problems = chosen(run, step)
+    refuse_used(output)
+    with whole_folder(output) as folder:
+        shutil.copy(found.path / "model.safetensors", folder)
+        shutil.copy(found.path / MANIFEST, folder)  # for a look at the copy
+        shutil.copy(run / "config.yaml", folder)
+        shutil.copytree(run / "tokenizer", folder / "tokenizer")
+        if damage := next((text for text in damages(folder) if text.startswith("model.safetensors")), None):
+            raise CheckpointError(f"{output}: the copy is damaged: {damage}; try again, or another disk")
+        (folder / MANIFEST).unlink()
+        weights = read_table(folder, "model")
+    yield from (f"Not used: {problem}." for problem in problems)
+    count = sum(tensor.numel() for tensor in weights.values())
+    yield (
+        f"Copied step {found.step} ({found.state['tokens_seen']:,} tokens seen) of {run} to {output}: {count:,} fp32 "
+        f"weights in {len(weights)} tensors by parameter name (model.safetensors), checked against their checksum. "
+        "Nothing had to be put together: checkpoints hold whole tensors."
+    )
+
+
 ACTIONS: dict[str, Callable[[Path], Iterator[str]]] = {
     "list": list_checkpoints,
     "verify": verify_checkpoints,
     "delete-incomplete": delete_incomplete,
 }
-
-
-def _checkpoints(run: Path) -> Path:
-    if not (run / "config.yaml").is_file():
-        raise UserError(f"{run}: no config.yaml, so no run folder")
-    return run / "checkpoints"
 
 
 def _keep_every(run: Path) -> int | None:

@@ -8,14 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import xxhash
 from e2e_commands import ROOT, command, environment
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, ModernBertConfig, ModernBertForMaskedLM
 
 from data_pipeline.manifest import load_manifest
 from train import checkpoint
+from train.__main__ import main
 from train.config_file import load_config
+from train.export import encoder_form, export_step
 from train.model.documents import Documents
+from train.monitor.logs import log
 from train.objectives import build_objective
 from train.vocabulary import load_vocabulary
 
@@ -156,6 +160,7 @@ def test_mistakes_are_one_line(run, exported, tmp_path):
         (["fill-mask", tmp_path, "a [MASK]"], 2, "no exported model"),
         (["export", tmp_path, "--output", tmp_path / "x"], 2, "no run folder"),
         (["export", run, "--output", exported], 2, "already there"),
+        (["export", run, "--output", tmp_path / "x", "--step", 7], 4, "no checkpoint of step 7; there is 0, 30"),
     ):
         done = command("train", *words)
         assert done.returncode == code and done.stderr.count("\n") == 1 and part in done.stderr, done.stderr
@@ -168,3 +173,61 @@ def test_a_dry_run_of_every_preset_says_what_would_happen(preset, shards, tmp_pa
     for words in ("Global batch", "per device", "tokens per optimizer step", "per epoch", "M parameters", "ZeRO stage"):
         assert words in done.stdout
     assert "Dry run: nothing was trained." in done.stdout
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Exports of a run that goes on
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def strip_provenance(path: Path) -> None:
+    """Make a checkpoint like those of versions that wrote nothing of what made it, nor any other later key."""
+    state = json.loads((path / "state.json").read_text())
+    for name in ("config", "versions", "code", "objective", "optimizer", "randomness"):
+        del state[name]
+    (path / "state.json").write_text(json.dumps(state))
+    manifest = json.loads((path / "manifest.json").read_text())
+    digest = xxhash.xxh3_128_hexdigest((path / "state.json").read_bytes())
+    manifest["files"]["state.json"] = {"bytes": (path / "state.json").stat().st_size, "checksum": digest}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_run_exports_every_kth_step_as_the_command_does(tiny, tmp_path):
+    """Reference: `python -m train export --step`, byte for byte. Between two starts the newest export is taken away, as
+    by a kill after its checkpoint: the second start writes it. That checkpoint is one of an older version."""
+    run = tmp_path / "run"
+    words = [*tiny, f"run.directory={run}", "schedule.name=constant", "checkpoint.export_every=4"]
+    words.append("checkpoint.keep_last=10")
+    done = command("train", "pretrain", *words, "run.steps=8")
+    assert done.returncode == 0, done.stderr
+    state = checkpoint.newest_whole(run / "checkpoints")[0].state
+    assert state["config"] == load_config(run / "config.yaml").model_dump(mode="json")
+    assert (state["objective"], state["optimizer"]) == ("joint", "adamw")
+    strip_provenance(run / "checkpoints" / "step-00000008")
+    first = files(run / "exports" / "step-00000008")
+    shutil.rmtree(run / "exports" / "step-00000008")
+    done = command("train", "launch", "--nproc-per-node", 2, "pretrain", *words, "run.steps=12")
+    assert done.returncode == 0, done.stderr
+    assert "(step 8," in done.stdout
+    assert sorted(path.name for path in (run / "exports").iterdir()) == [f"step-{s:08d}" for s in (4, 8, 12)]
+    assert files(run / "exports" / "step-00000008") == first
+    for step in (4, 8, 12):
+        assert main(["export", str(run), "--output", str(tmp_path / f"{step}"), "--step", str(step)]) == 0
+        assert files(tmp_path / f"{step}") == files(run / "exports" / f"step-{step:08d}")
+
+
+def test_an_export_that_the_disk_refuses_costs_a_warning(run, tmp_path, caplog, monkeypatch):
+    """Reference: a file in the place of the folder; the sentence says how to come by the export later."""
+    config = load_config(run / "config.yaml", [f"run.directory={tmp_path}"])
+    (tmp_path / "exports").write_bytes(b"")
+    monkeypatch.setattr(log, "propagate", True)
+    form, weights = (
+        encoder_form(config, run / "tokenizer"),
+        checkpoint.read_table(run / "checkpoints" / "step-00000030", "model"),
+    )
+    export_step(config, form, 30, weights)
+    assert "step 30: no export was written to" in caplog.text and "File exists" in caplog.text
+    assert f"python -m train export {tmp_path} --step 30" in caplog.text

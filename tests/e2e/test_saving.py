@@ -131,6 +131,41 @@ def test_a_failed_commit_ends_all_ranks_with_one_line(tiny, tmp_path):
     assert len(re.findall(r"^bertmae: .*cannot write the checkpoint: Not a directory; make room", output, re.M)) == 1
 
 
+def in_own_mounts(mounts: str, *words: object) -> list[object]:
+    """The words before a command that let it see what the shell line `mounts` does; skips where that is not allowed."""
+    wrapper = ["unshare", "--map-root-user", "--mount", "sh", "-c", f'{mounts} && exec "$@"', *words]
+    if shutil.which("unshare") is None or subprocess.run([*wrapper, "true"], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount file systems")
+    return wrapper
+
+
+def test_a_folder_that_is_read_only_is_one_line(short, tiny):
+    """Reference: exit code 2 and the system's reason; root ignores permissions, but not a mount that is read-only."""
+    wrapper = in_own_mounts('mount --bind "$0" "$0" && mount -o remount,bind,ro "$0"', short)
+    before = {path: path.stat().st_mtime_ns for path in short.rglob("*")}
+    for words in (["pretrain", *tiny, f"run.directory={short}"], ["export", short, "--output", short / "model"]):
+        process = start_script(*wrapper, sys.executable, "-m", "train", *words)
+        output = process.communicate(timeout=120)[0]
+        assert process.returncode == 2, output
+        assert re.search(r"^bertmae: .*cannot be written \(Read-only file system\)", output, re.M), output
+        assert "Traceback" not in output
+    assert before == {path: path.stat().st_mtime_ns for path in short.rglob("*")}
+
+
+def test_exports_that_find_no_room_cost_warnings_and_no_checkpoint(tiny, tmp_path):
+    """Reference: the steps of the run and its checkpoints. The exports lie on a file system too small for one."""
+    run = tmp_path / "run"
+    (run / "exports").mkdir(parents=True)
+    wrapper = in_own_mounts('mount -t tmpfs -o size=64k tmpfs "$0"', run / "exports")
+    given = [*tiny, *SETTINGS, "run.steps=4", "schedule.warmup_steps=2", "checkpoint.export_every=2"]
+    process = start_script(*wrapper, sys.executable, "-m", "train", "pretrain", *given, f"run.directory={run}")
+    output = process.communicate(timeout=240)[0]
+    assert process.returncode == 0, output
+    assert re.findall(r"step (\d): no export was written to .*: No space left on device", output) == ["2", "4"]
+    assert saved_steps(run) == [0, 2, 4]
+    assert verify(run / "checkpoints" / "step-00000004") is None
+
+
 @pytest.fixture
 def on_small_disk(short, tmp_path):
     """Start a run whose checkpoints lie on a file system with room for one and a half, and the filler that takes
@@ -138,10 +173,8 @@ def on_small_disk(short, tmp_path):
     size = sum(len(part) for part in content(short, 16))
     run = tmp_path / "small"
     (run / "checkpoints").mkdir(parents=True)
-    mount = f'mount -t tmpfs -o size={5 * size // 2} tmpfs "$0" && head -c {size} /dev/zero > "$0/filler" && exec "$@"'
-    wrapper = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, run / "checkpoints"]
-    if shutil.which("unshare") is None or subprocess.run([*wrapper, "true"], capture_output=True).returncode:
-        pytest.skip("this machine lets nobody mount a small file system")
+    mount = f'mount -t tmpfs -o size={5 * size // 2} tmpfs "$0" && head -c {size} /dev/zero > "$0/filler"'
+    wrapper = in_own_mounts(mount, run / "checkpoints")
 
     def begin(*words: object) -> tuple[Path, subprocess.Popen[str], Path]:
         given = ["pretrain", *words, f"run.directory={run}", "checkpoint.interval_steps=5", "checkpoint.keep_last=1"]

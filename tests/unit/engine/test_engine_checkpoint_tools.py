@@ -1,9 +1,10 @@
-"""`checkpoint list`, `verify` and `delete-incomplete` on real folders, whole and damaged."""
+"""`checkpoint list`, `verify`, `delete-incomplete` and `consolidate` on real folders, whole and damaged."""
 
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from train.__main__ import main
 from train.checkpoint import save_checkpoint
@@ -15,7 +16,8 @@ from train.run_directory import lock
 def run(tmp_path, configure):
     """A run with the checkpoints of the steps 0, 10, 20, 30: 20 is the best one and kept for good."""
     folder = tmp_path / "run"
-    folder.mkdir()
+    (folder / "tokenizer").mkdir(parents=True)
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
     (folder / "config.yaml").write_text(dump_config(configure("checkpoint.keep_every=20")))
     for step, loss in ((0, 9.0), (10, 3.0), (20, 2.0), (30, 4.0)):
         tables = {name: {"w": torch.arange(100.0) + step} for name in ("model", "exp_avg", "exp_avg_sq")}
@@ -26,10 +28,10 @@ def run(tmp_path, configure):
 
 @pytest.fixture
 def tool(capsys):
-    """`tool(action, run)`: the exit code, the lines of stdout and those of stderr."""
+    """`tool(action, run, ...)`: the exit code, the lines of stdout and those of stderr."""
 
-    def call(action, run):
-        code = main(["checkpoint", action, str(run)])
+    def call(action, run, *more):
+        code = main(["checkpoint", action, str(run), *map(str, more)])
         captured = capsys.readouterr()
         return code, captured.out.splitlines(), captured.err.splitlines()
 
@@ -134,3 +136,56 @@ def test_a_folder_that_is_no_run_is_one_clear_line(tmp_path, tool, action):
         assert (code, lines) == (2, [])
         assert error == f"bertmae: {folder}: no config.yaml, so no run folder"
     assert not (tmp_path / "nowhere").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Copying out
+
+
+@pytest.mark.parametrize(("words", "step"), [([], 30), (["--step", 10], 10), (["--step", 0], 0)])
+def test_the_weights_of_one_step_come_out_whole_and_checked(run, tool, tmp_path, words, step):
+    """Reference: what was saved, and the files of the run."""
+    code, [line], errors = tool("consolidate", run, "--output", tmp_path / "out", *words)
+    assert (code, errors) == (0, [])
+    assert f"Copied step {step} " in line and "100 fp32 weights in 1 tensors" in line
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "config.yaml",
+        "model.safetensors",
+        "tokenizer",
+    ]
+    assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")["w"], torch.arange(100.0) + step)
+    assert (tmp_path / "out" / "config.yaml").read_bytes() == (run / "config.yaml").read_bytes()
+    assert (tmp_path / "out" / "tokenizer" / "tokenizer.json").read_text() == "{}"
+
+
+def test_a_damaged_newest_one_is_named_and_the_one_before_copied(run, tool, tmp_path):
+    """Reference: the rule by which a run goes on."""
+    flip(run / "checkpoints" / "step-00000030" / "model.safetensors")
+    code, [first, second], _ = tool("consolidate", run, "--output", tmp_path / "out")
+    assert code == 0
+    assert first.startswith("Not used: ") and "model.safetensors does not match its checksum" in first
+    assert "Copied step 20 " in second
+
+
+def test_what_cannot_be_copied_is_one_line_and_leaves_nothing(run, tool, tmp_path):
+    """Reference: exit codes 4 of checkpoints and 2 of mistakes; the folder beside RUN is as before."""
+    flip(run / "checkpoints" / "step-00000030" / "exp_avg.safetensors")
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "file").write_text("x")
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "nowhere").mkdir()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for folder, words, code, part in (
+        (run, ["--output", tmp_path / "out", "--step", 30], 4, "exp_avg.safetensors does not match its checksum"),
+        (run, ["--output", tmp_path / "out", "--step", 7], 4, "no checkpoint of step 7; there is 0, 10, 20, 30"),
+        (run, ["--output", tmp_path / "used"], 2, "used: already there and not empty"),
+        (run, ["--output", tmp_path / "file"], 2, "file: already there"),
+        (run, ["--output", tmp_path / "file" / "out"], 2, "out: cannot be written (Not a directory)"),
+        (tmp_path / "nowhere", ["--output", tmp_path / "out"], 2, "no config.yaml, so no run folder"),
+    ):
+        found, lines, [error] = tool("consolidate", folder, *words)
+        assert (found, lines) == (code, [])
+        assert part in error
+    shutil.rmtree(run / "checkpoints")
+    assert tool("consolidate", run, "--output", tmp_path / "out")[0] == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == before

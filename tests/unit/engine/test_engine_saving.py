@@ -107,6 +107,24 @@ def test_closing_waits_for_the_commit_under_way(saves, tmp_path):
     assert (tmp_path / "done").exists()
 
 
+def test_only_the_rank_that_writes_tells_that_a_commit_has_ended(saves):
+    """Reference: the others have sent their parts long before; would they tell, all ranks would wait for the disk."""
+    other = Ranks(rank=1, world_size=1, local_rank=1, device=torch.device("cpu"), host_group=None)
+    sent = threading.Event()
+    saves.begin(other, 3, lambda: str(sent.set()))
+    assert sent.wait(10)
+    time.sleep(0.05)
+    assert not saves.has_ended
+    assert saves.end(other, last=False) == (3, None)
+
+
+def test_a_clock_that_somebody_sets_moves_no_interval(saves, monkeypatch):
+    """Reference: the time that passes in this test."""
+    for jump in (-1e9, 1e9):
+        monkeypatch.setattr(time, "time", lambda jump=jump: jump)
+        assert 0 <= saves.minutes_since_last() * 60 < 30
+
+
 def test_the_clock_begins_anew_with_every_commit(saves):
     """Reference: the time that passes in this test."""
     time.sleep(0.1)
