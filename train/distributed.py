@@ -6,20 +6,22 @@ import json
 import os
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from train.errors import BertmaeError, CheckpointError, DataError, NonFiniteError, StoppedError, UserError
+from train.pulse import WAITING, Pulse
 
 _Result = TypeVar("_Result")
 _ERRORS: dict[int, type[BertmaeError]] = {
     error.exit_code: error for error in (UserError, DataError, CheckpointError, NonFiniteError, StoppedError)
 }
-_TIMEOUT = timedelta(minutes=30)
+_TIMEOUT = timedelta(hours=2)  # above every limit of the watchdog, which tells more
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +33,15 @@ class Ranks:
     local_rank: int
     device: torch.device
     host_group: dist.ProcessGroup | None  # gloo: agreements on the host never wait for the device
+    pulse: Pulse = field(default_factory=Pulse, compare=False)
 
     def sum(self, values: Sequence[int]) -> list[int]:
         """Element-wise sum over all ranks of a few host integers."""
         total = torch.tensor(values, dtype=torch.int64)
         if self.world_size > 1:
+            before = self.pulse.says(WAITING)
             dist.all_reduce(total, group=self.host_group)
+            self.pulse.says(before)
         return [int(value) for value in total.tolist()]
 
     def barrier(self) -> None:
@@ -76,9 +81,33 @@ def start() -> Ranks:
         raise UserError("MASTER_ADDR not set beside the other torchrun variables: start with torchrun")
     device = _device(local_rank)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=_TIMEOUT, device_id=device if device.type == "cuda" else None)
+    dist.init_process_group(
+        backend,
+        timeout=_TIMEOUT,
+        world_size=world_size,
+        rank=rank,
+        store=_store_of_this_start(),
+        device_id=device if device.type == "cuda" else None,
+    )
     host_group = dist.new_group(backend="gloo", timeout=_TIMEOUT) if backend == "nccl" else dist.group.WORLD
     return Ranks(rank, world_size, local_rank, device, host_group)
+
+
+def starts_before() -> int:
+    """How often torchrun has started this rank before, after a worker had failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def _store_of_this_start() -> PrefixStore | None:
+    """torchrun's store keeps the addresses of dead workers, and a restart would connect to them (pytorch#135712): here
+    is a part of it that they have not seen. None where the store is new, or another node may have counted otherwise.
+    """
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not (shared and starts_before() and os.environ.get("GROUP_WORLD_SIZE") == "1"):
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(address, port, is_master=False, timeout=_TIMEOUT, wait_for_workers=False)
+    return PrefixStore(f"start-{starts_before()}", store)
 
 
 def finish() -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from train.errors import BertmaeError, CheckpointError, DataError, NonFiniteError, StoppedError, UserError
+from train.signals import LAUNCHER
 
 # A worker that ended with one of these has said why in one line of its own.
+_VERDICT = "BERTMAE_VERDICT"  # variable with the file for `tell_launch`
 _EXPLAINED = {error.exit_code for error in (UserError, DataError, CheckpointError, NonFiniteError, StoppedError)}
 
 
@@ -24,16 +28,41 @@ def launch(arguments: Sequence[str]) -> int:
 
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed")]:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what it would say, we say in one line
+    os.environ[LAUNCHER] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # torchrun's own store keeps the addresses of dead workers; a restart would connect to them (pytorch#135712).
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
-    try:
-        run.run(run.parse_args(_torchrun_arguments(arguments)))
-    except ChildFailedError as error:
-        return _explain(error)
-    except SignalException:
-        return StoppedError.exit_code
+    with tempfile.TemporaryDirectory() as folder:
+        verdict = Path(folder) / "verdict"
+        os.environ[_VERDICT] = str(verdict)
+        try:
+            run.run(run.parse_args(_torchrun_arguments(arguments)))
+        except ChildFailedError as error:
+            return _explain(error)
+        except SignalException:
+            return StoppedError.exit_code
+        return int(verdict.read_text()) if verdict.exists() else 0
+
+
+def tell_launch(code: int) -> int:
+    """What a worker ends with, whose error all workers have: its own code, or 0 where `launch` gets it in a file.
+
+    torchrun starts everybody again after every other code, however often the same would happen.
+    """
+    if not launch_listens():
+        return code
+    Path(os.environ[_VERDICT]).write_text(str(code))
     return 0
+
+
+def launch_listens() -> bool:
+    """Whether `tell_launch` reaches somebody."""
+    return _VERDICT in os.environ
+
+
+def may_be_started_again() -> None:
+    """From now on a worker's own error is a failure to torchrun: workers of other nodes may not have it."""
+    os.environ.pop(_VERDICT, None)
 
 
 def _torchrun_arguments(arguments: Sequence[str]) -> list[str]:
