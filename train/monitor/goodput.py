@@ -10,7 +10,8 @@ Every moment since the run's first start belongs to exactly one part:
     lost        in steps that were done again, because a start went on from an earlier one: their time in metrics.jsonl
     idle        no process trained; what a killed one did after its last record is in it, for nobody wrote it down
 
-goodput = steps / sum of all parts. A part's time is rank 0's, in seconds.
+goodput = steps / sum of all parts. A part's time is rank 0's, in seconds, by clocks that nobody can set. Between two
+starts that is the time since the machine was booted; after a reboot, or on another machine, it is the time of day.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,28 @@ from train.errors import UserError
 from train.monitor.logs import log
 from train.monitor.progress import duration
 
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 PARTS = ("startup", "steps", "data_wait", "checkpoint", "validation", "lost", "idle")
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When an account was written, so that the next start can tell how long ago that is."""
+
+    written: float  # seconds since 1970, by a clock that somebody may set
+    boot: str  # the boot of the machine that wrote it ("": not known)
+    since_boot: float  # seconds, sleep included
+
+    @classmethod
+    def now(cls) -> Moment:
+        boot = _BOOT.read_text().strip() if _BOOT.exists() else ""
+        return cls(time.time(), boot, time.clock_gettime(time.CLOCK_BOOTTIME))
+
+    def seconds_ago(self) -> float:
+        """At least 0, whatever the clocks say."""
+        now = Moment.now()
+        same_boot = self.boot and self.boot == now.boot
+        return max(0.0, now.since_boot - self.since_boot if same_boot else now.written - self.written)
 
 
 @dataclass(slots=True)
@@ -38,7 +60,8 @@ class Goodput:
     step: int  # the last one that the account knows the time of
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
     starts: int = 1
-    _written: float | None = None  # by the start before, in seconds since 1970
+    _written: Moment | None = None  # by the start before
+    _trained_on: float = 0.0  # seconds from then on, in steps that the start before did not account for
     _part: str = "startup"
     _since: float = field(default_factory=time.monotonic)
 
@@ -58,9 +81,12 @@ class Goodput:
 
     def begin(self, started: float) -> None:
         """This process started at `started` of time.monotonic(); before that nobody trained."""
+        now = time.monotonic()
         if self._written is not None:
-            started_at = time.time() - (time.monotonic() - started)
-            self.seconds["idle"] += max(0.0, started_at - self._written)
+            idle = self._written.seconds_ago() - self._trained_on - (now - started)
+            self.seconds["idle"] += max(0.0, idle)
+            # Where a run goes back within its process, the account has the time until then.
+            started = min(now, started - min(0.0, idle))
         self._since = started
 
     def enter(self, part: str) -> None:
@@ -84,7 +110,7 @@ class Goodput:
     def write(self) -> None:
         """Replace the file whole. A disk that refuses costs a warning: a run does not end for its statistics."""
         self.enter(self._part)
-        account = {"step": self.step, "starts": self.starts, "written": time.time(), "seconds": self.seconds}
+        account = {"step": self.step, "starts": self.starts, **asdict(Moment.now()), "seconds": self.seconds}
         try:
             write_whole(self.path, (json.dumps(account, indent=2) + "\n").encode())
         except UserError as error:
@@ -105,7 +131,7 @@ class Goodput:
             self.seconds["steps"] -= seconds - waited
             self.seconds["data_wait"] -= waited
         elif self._written is not None:
-            self._written += seconds  # until then somebody trained
+            self._trained_on += seconds
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -113,7 +139,9 @@ def _read(path: Path) -> dict[str, Any] | None:
     try:
         account = json.loads(path.read_bytes())
         numbers = {part: float(account["seconds"][part]) for part in PARTS}
-        step, starts, written = int(account["step"]), int(account["starts"]), float(account["written"])
+        step, starts = int(account["step"]), int(account["starts"])
+        boot, since_boot = str(account.get("boot", "")), float(account.get("since_boot", 0.0))  # older files: no such
+        written = Moment(float(account["written"]), boot, since_boot)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):

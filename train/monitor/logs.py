@@ -22,6 +22,13 @@ class _Terminal(logging.Handler):
         sys.stdout.flush()
 
 
+class _RankFile(logging.FileHandler):
+    """A disk that refuses a line costs that line: a traceback for each would hide what the terminal says."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
 def start_logging(rank: int) -> None:
     """Messages of rank 0 on the terminal; libraries are quiet unless something is wrong."""
     log.setLevel(logging.INFO)
@@ -39,7 +46,7 @@ def start_logging(rank: int) -> None:
 def add_rank_file(run: Path, rank: int) -> None:
     """RUN/log-rankN.txt, which grows over the restarts of a run. Raises UserError when it cannot be written."""
     try:
-        file = logging.FileHandler(run / f"log-rank{rank}.txt", encoding="utf-8")
+        file = _RankFile(run / f"log-rank{rank}.txt", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{run}/log-rank{rank}.txt: cannot be written ({error.strerror})") from error
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

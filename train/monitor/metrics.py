@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from train.errors import UserError
+from train.monitor.growing import GrowingFile
 
 
 class MetricsFile:
     """Appends records. Opening it for a run that goes on cuts off what lies beyond the step it goes on from; `cut` are
-    the records of those steps, which will be done again."""
+    the records of those steps, which will be done again. On a full disk records wait in memory (growing.py)."""
 
     def __init__(self, path: Path, resume_step: int) -> None:
         self.cut: list[dict[str, Any]] = []
@@ -22,19 +23,18 @@ class MetricsFile:
             if path.exists():
                 end, self.cut = _split(path, resume_step)
                 os.truncate(path, end)
-            self._file = path.open("a", encoding="utf-8")
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+        self._file = GrowingFile(path)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one line. JSON knows no NaN and no infinity, and strict readers refuse them: they become null."""
         finite = {name: value if _finite(value) else None for name, value in record.items()}
-        self._file.write(json.dumps(finite, allow_nan=False) + "\n")
-        self._file.flush()
+        self._file.append((json.dumps(finite, allow_nan=False) + "\n").encode())
 
     def sync(self) -> None:
         """Everything written so far survives a power cut: before a checkpoint that counts on it."""
-        os.fsync(self._file.fileno())
+        self._file.sync()
 
     def close(self) -> None:
         self._file.close()

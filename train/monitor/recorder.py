@@ -89,7 +89,6 @@ class Writers:
 
     def sync(self) -> None:
         self.metrics.sync()
-        self.curves.flush()
 
     def close(self) -> None:
         self.metrics.close()
@@ -107,6 +106,7 @@ class Recorder:
     writers: Writers | None
     last: Record = field(default_factory=dict)
     _pending: list[StepSums] = field(default_factory=list)
+    _read: list[list[list[float]]] = field(default_factory=list)  # sums of the first of them over all ranks
     _since: float = field(default_factory=time.perf_counter)
     _until: float | None = None
 
@@ -135,16 +135,26 @@ class Recorder:
             self.writers.goodput.enter("steps")
         self._since, self._until = time.perf_counter(), None
 
+    def read_back(self) -> list[tuple[int, float]]:
+        """(step, total loss) of the steps that were not read back yet. All ranks meet here, and get the same."""
+        new = self._pending[len(self._read) :]
+        if not new:
+            return []
+        self._read += summed([(sums.losses_H, sums.hits_H2) for sums in new], self.ranks)
+        pairs = zip(new, self._read[-len(new) :], strict=True)
+        records = [(sums.step, head_metrics(self.heads, sums_H3, sums.targets_H)) for sums, sums_H3 in pairs]
+        return [(step, total_loss(record, self.heads, self.weights)) for step, record in records]
+
     def flush(self, validation: Mapping[str, float] | None = None) -> None:
         """Write the pending steps; `validation` belongs to the last of them."""
         if not self._pending:
             return
-        sums_SH3 = summed([(sums.losses_H, sums.hits_H2) for sums in self._pending], self.ranks)
+        self.read_back()
         now = self._until or time.perf_counter()
         seconds = (now - self._since) / len(self._pending)
         speed = sum(sums.tokens for sums in self._pending) / (now - self._since)
         records = []
-        for sums, sums_H3 in zip(self._pending, sums_SH3, strict=True):
+        for sums, sums_H3 in zip(self._pending, self._read, strict=True):
             record = self._record(sums, sums_H3)
             records.append(record | {"tokens_per_second": round(speed, 1), "step_seconds": round(seconds, 5)})
         records[-1] |= validation or {}
@@ -152,7 +162,14 @@ class Recorder:
             self.writers.write(records)
         self.last = records[-1]
         self._pending.clear()
+        self._read.clear()
         self._since = now
+
+    def close(self) -> None:
+        """Close the files of a start that another one of this process follows."""
+        if self.writers:
+            self.writers.goodput.write()
+            self.writers.close()
 
     def say_goodput(self) -> None:
         """One sentence at the end of a start: where the time of the run went."""

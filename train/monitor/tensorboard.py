@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import itertools
+import os
+import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard.summary import text
+
+from train.errors import UserError
+from train.monitor.growing import GrowingFile
 
 _GROUPS = {
     "learning_rate": "optimizer/learning_rate",
@@ -21,25 +32,44 @@ _GROUPS = {
 }
 
 
+_numbers = itertools.count()  # of the event files of this process
+
+
 class Curves:
-    """Scalars of one run. A resumed run declares what lies beyond its step void, so that curves never overlap."""
+    """Scalars of one run. A resumed run declares what lies beyond its step void, so that curves never overlap.
+
+    The event file is written here, record by record, and not by torch's SummaryWriter: its thread ends with a traceback
+    when the disk is full, and nobody knows what was written by then.
+    """
 
     def __init__(self, folder: Path, resume_step: int) -> None:
-        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1)
+        """Begin an event file of this start. Raises UserError where that is impossible."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
+        # TensorBoard reads the files of a folder in the order of their names.
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
+        self._file = GrowingFile(folder / name)
+        self._append(Event(file_version="brain.Event:2"))
+        self._append(Event(step=resume_step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, record: Mapping[str, float]) -> None:
-        for name, value in record.items():
-            if name != "step":
-                self._writer.add_scalar(_tag(name), value, int(record["step"]))
+        scalars = {_tag(name): value for name, value in record.items() if name != "step"}
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        self._append(Event(step=int(record["step"]), summary=Summary(value=values)))
 
     def text(self, name: str, words: str) -> None:
-        self._writer.add_text(name, words, 0)
-
-    def flush(self) -> None:
-        self._writer.flush()
+        self._append(Event(step=0, summary=text(name, words)))
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
+
+    def _append(self, event: Event) -> None:
+        event.wall_time = time.time()
+        framed = io.BytesIO()
+        RecordWriter(framed).write(event.SerializeToString())
+        self._file.append(framed.getvalue())
 
 
 def _tag(name: str) -> str:

@@ -344,6 +344,41 @@ def test_the_account_goes_on_over_starts(tmp_path):
     assert second.seconds["startup"] == pytest.approx(5, abs=0.1)
 
 
+@pytest.mark.parametrize("jump", [-4e9, -5e3, 0.0, 5e3, 4e9])
+@pytest.mark.parametrize("when", ["in a start", "between two starts"])
+def test_no_time_of_day_changes_the_account(tmp_path, monkeypatch, jump, when):
+    """Reference: clocks that nobody can set, beside a time of day that jumps by hours or centuries."""
+    real = time.time
+    first = open_goodput(tmp_path)
+    first.begin(time.monotonic() - 5)
+    first.enter("steps")
+    if when == "in a start":
+        monkeypatch.setattr(time, "time", lambda: real() + jump)
+    first.write()
+    monkeypatch.setattr(time, "time", lambda: real() + jump if when == "between two starts" else real())
+    second = open_goodput(tmp_path)
+    second.begin(time.monotonic())
+    second.write()
+    assert sum(second.seconds.values()) == pytest.approx(5, abs=0.3)
+    assert min(second.seconds.values()) >= 0
+    assert 0 <= second.so_far()["goodput"] <= 1
+
+
+def test_after_a_reboot_a_time_of_day_that_goes_back_is_no_negative_idle(tmp_path, monkeypatch):
+    """Reference: the account of the start before; of the idle time nobody knows anything."""
+    first = open_goodput(tmp_path)
+    first.begin(time.monotonic() - 5)
+    first.write()
+    file = tmp_path / "goodput.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"boot": "another", "since_boot": 9e9}))
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() - 1e6)
+    second = open_goodput(tmp_path)
+    second.begin(time.monotonic() - 0.2)
+    assert second.seconds["idle"] == 0
+    assert min(second.seconds.values()) >= 0
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"step": 1}', '{"step": 1, "seconds": 3}'])
 def test_a_file_that_says_nothing_is_named_and_the_account_begins_anew(tmp_path, logs, caplog, content):
     """Reference: an account of nothing; a run does not end for its statistics."""
