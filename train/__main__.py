@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from train.errors import BertmaeError
+from train.launch import launch_listens, may_be_started_again, tell_launch
 
 _FIRST_RANK_SPEAKS = 30.0  # seconds that it may start later than the others
 
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BertmaeError as error:
         if not error.everywhere or os.environ.get("RANK", "0") == "0":
             print(f"bertmae: {error}", file=sys.stderr)
-        code = error.exit_code
+        code = tell_launch(error.exit_code) if error.everywhere else error.exit_code
     except KeyboardInterrupt:
         code = 130
     return code
@@ -44,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("config", type=Path, metavar="CONFIG.yaml")
     data.add_argument("overrides", nargs="*", metavar="key.sub=value")
     data.add_argument("--rows", type=int, default=3, metavar="N", help="rows of step 0 to show (3)")
+    data.add_argument("--incident", type=int, metavar="STEP", help="the rows of an incident of the run instead")
     data.set_defaults(command=_data_report)
 
     # Everything after `launch` is torchrun's or the command's, dashes included.
@@ -54,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="write a run's newest checkpoint as a transformers model")
     export.add_argument("run", type=Path, metavar="RUN")
     export.add_argument("--output", type=Path, required=True, metavar="DIR")
+    export.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step instead of the newest")
     export.set_defaults(command=_export)
 
     fill = commands.add_parser("fill-mask", help="the best five tokens for every [MASK] of a text")
@@ -61,10 +64,22 @@ def _parser() -> argparse.ArgumentParser:
     fill.add_argument("texts", nargs="+", metavar="TEXT")
     fill.set_defaults(command=_fill_mask)
 
-    checkpoint = commands.add_parser("checkpoint", help="list a run's checkpoints, verify them, delete incomplete ones")
-    checkpoint.add_argument("action", choices=("list", "verify", "delete-incomplete"))
-    checkpoint.add_argument("run", type=Path, metavar="RUN")
-    checkpoint.set_defaults(command=_checkpoint)
+    checkpoint = commands.add_parser(
+        "checkpoint", help="list a run's checkpoints, verify them, delete incomplete ones, copy out the weights of one"
+    )
+    actions = checkpoint.add_subparsers(required=True, dest="action", metavar="ACTION")
+    for action, words in (
+        ("list", "a line for each: step, tokens, size, whole or not, why it is kept"),
+        ("verify", "read every byte of every one"),
+        ("delete-incomplete", "remove what a killed process left half-written"),
+        ("consolidate", "copy the verified weights of one as a single fp32 file, with the configuration and tokenizer"),
+    ):
+        parts = actions.add_parser(action, help=words)
+        parts.add_argument("run", type=Path, metavar="RUN")
+        parts.set_defaults(command=_checkpoint)
+    parts.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parts.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step instead of the newest")
+    parts.set_defaults(command=_consolidate)
 
     reference = commands.add_parser("config-reference", help="every field of a configuration, as markdown")
     reference.set_defaults(command=_config_reference)
@@ -83,7 +98,9 @@ def _pretrain(options: argparse.Namespace) -> int:
         config = load_config(options.config, [*options.overrides, *limit])
     except BertmaeError as error:
         error.everywhere = True  # every rank reads the same words
-        if os.environ.get("RANK", "0") != "0":
+        if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+            may_be_started_again()
+        if os.environ.get("RANK", "0") != "0" and not launch_listens():
             stop.wait(_FIRST_RANK_SPEAKS)  # torchrun ends all ranks with the first that ends: here the silent one
         raise
     start_logging(int(os.environ.get("RANK", "0")))
@@ -108,11 +125,13 @@ def _data_report(options: argparse.Namespace) -> int:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # or batches would be made in pinned memory, which takes a GPU
     from train.config_file import load_config
     from train.data_report import report
+    from train.incident_rows import incident_rows
     from train.monitor.logs import start_logging
 
     config = load_config(options.config, options.overrides)
     start_logging(0)
-    for line in report(config, options.rows):
+    lines = report(config, options.rows) if options.incident is None else incident_rows(config, options.incident)
+    for line in lines:
         print(line)
     return 0
 
@@ -126,7 +145,7 @@ def _launch(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from train.export import export
 
-    for sentence in export(options.run, options.output):
+    for sentence in export(options.run, options.output, options.step):
         print(sentence)
     return 0
 
@@ -144,6 +163,14 @@ def _checkpoint(options: argparse.Namespace) -> int:
 
     for line in ACTIONS[options.action](options.run):
         print(line, flush=True)  # verify reads for minutes
+    return 0
+
+
+def _consolidate(options: argparse.Namespace) -> int:
+    from train.checkpoint_tools import consolidate
+
+    for sentence in consolidate(options.run, options.output, options.step):
+        print(sentence)
     return 0
 
 

@@ -409,10 +409,24 @@ class Objective(Section):
         return self.name in ("retromae", "dupmae") or self.mask_unit != "token" or self.drop_unit != "token"
 
 
+class RowsAt(Section):
+    """Another global batch size from an optimizer step on."""
+
+    step: int = Field(gt=0)
+    rows: int = Field(gt=0)
+
+
 class Batch(Section):
     """Batch sizes in packed rows. The accumulation steps follow: global / (micro x devices)."""
 
     global_batch_size: int = Field(default=256, gt=0, description="Rows per optimizer step, over all devices.")
+    global_batch_size_at: tuple[RowsAt, ...] = Field(
+        default=(),
+        strict=False,
+        description="Other global batch sizes from an optimizer step on, as a list of {step, rows}: small batches at "
+        "the beginning cost less for the same progress. The accumulation steps follow; the order of the rows, the "
+        "learning rate and everything else that goes by the step stay as they are.",
+    )
     micro_batch_size: int = Field(
         default=8, gt=0, description="Rows per device in one forward pass; it decides memory, not the result."
     )
@@ -423,9 +437,24 @@ class Batch(Section):
     )
 
 
-class Optimizer(Section):
-    """AdamW with decoupled weight decay."""
+class ParameterGroup(Section):
+    """Parameters with a learning rate or a weight decay of their own."""
 
+    parameters: str = Field(min_length=1)
+    learning_rate_ratio: float = Field(default=1.0, gt=0)
+    weight_decay: float | None = Field(default=None, ge=0)
+
+
+class Optimizer(Section):
+    """The optimizer, with decoupled weight decay. All three keep the same two moments of every element; lamb and
+    stable-adamw also scale the step of every parameter by one number, the same at every ZeRO stage."""
+
+    name: Literal["adamw", "lamb", "stable-adamw"] = Field(
+        default="adamw",
+        description="adamw. lamb, for very large batches: the step of whatever decays has the norm of the weights it "
+        "changes, times the learning rate, which is therefore larger (BERT: 4e-3 to 6e-3). stable-adamw: the learning "
+        "rate of a parameter is lower in steps whose gradients are large for its second moment.",
+    )
     learning_rate: float = Field(default=1e-4, gt=0, description="Peak learning rate, reached after the warmup.")
     betas: tuple[Beta, Beta] = Field(
         default=(0.9, 0.98), strict=False, description="Decay rates of the two moment averages, a list of two."
@@ -433,6 +462,13 @@ class Optimizer(Section):
     eps: float = Field(default=1e-6, gt=0, description="Added to the denominator of the update.")
     weight_decay: float = Field(
         default=0.01, ge=0, description="Decoupled weight decay of the matrices; biases and layer norms have none."
+    )
+    groups: tuple[ParameterGroup, ...] = Field(
+        default=(),
+        strict=False,
+        description="Parameters that differ, as a list of {parameters, learning_rate_ratio, weight_decay}: a pattern "
+        "of names in which * stands for anything, a factor of the learning rate (1 if left out), and a decay of all "
+        "that match, vectors included (left out: as without the group). The first pattern that matches a name decides.",
     )
     gradient_clipping: float = Field(
         default=1.0, ge=0, description="Largest L2 norm of the gradient over all parameters (0: no clipping)."
@@ -474,6 +510,20 @@ class Engine(Section):
         "are always fp32. bf16 needs no loss scale; fp16, for GPUs without bf16, has a dynamic one, and a step whose "
         "gradients overflow is left out.",
     )
+    autocast: bool = Field(
+        default=False,
+        description="With precision bf16: keep the weights in fp32 and let torch.autocast choose bf16 or fp32 for each "
+        "operation; the only bf16 of ZeRO stage 0. false casts the weights to bf16 beside their fp32 masters: 2 bytes "
+        "less for each parameter and for each gradient, and no cast at every use. Both learn as fp32 does.",
+    )
+
+    @model_validator(mode="after")
+    def _refuse_autocast_without_bf16(self) -> Self:
+        if self.autocast and self.precision != "bf16":
+            raise ValueError(
+                f"engine.autocast works with engine.precision bf16 only, not with {self.precision}: set it to false"
+            )
+        return self
 
 
 class Checkpoint(Section):
@@ -491,6 +541,12 @@ class Checkpoint(Section):
         default=None,
         gt=0,
         description="A checkpoint is written at every multiple of so many steps and kept for good (null: none).",
+    )
+    export_every: int | None = Field(
+        default=None,
+        gt=0,
+        description="At every multiple of so many steps a checkpoint is written, and RUN/exports/step-N with what "
+        "`python -m train export` makes of it (null: none). Exports are kept for good.",
     )
     keep_best: bool = Field(
         default=False,
@@ -512,6 +568,66 @@ class Logging(Section):
     interval_steps: int = Field(default=10, gt=0, description="Optimizer steps between two lines of metrics.")
 
 
+class Incidents(Section):
+    """Steps at which something went wrong. Each is a line of RUN/incidents.jsonl with the rows of its global batch, as
+    SOURCE/EPOCH/ROW; `python -m train data-report RUN/config.yaml --incident STEP` shows their text."""
+
+    max_skipped_in_a_row: int = Field(
+        default=20,
+        ge=0,
+        description="Most updates in a row that are left out because gradients are not finite, the search for a loss "
+        "scale of fp16 included; one more ends the run with exit code 5.",
+    )
+    spike_deviations: float | None = Field(
+        default=6.0,
+        ge=3,
+        description="The total loss of a step is a spike where it is above mean + n x deviation of the losses before "
+        "it, with this n (null: none is). deviation = max(sqrt(variance), mean / 1000). After each step, with "
+        "a = 2 / (spike_window + 1) and d = loss - mean, at most n / 2 x deviation: mean grows by a d, variance "
+        "becomes (1 - a)(variance + a d^2).",
+    )
+    spike_window: int = Field(
+        default=100, ge=10, description="Steps over which mean and variance are taken, as a in the formula says."
+    )
+    spike_warmup_steps: int = Field(
+        default=200,
+        ge=0,
+        description="None of the first steps of a run is a spike, and none of so many after a change by "
+        "data.weights_at, data.sequence_length_at, batch.global_batch_size_at or objective.mask_ratio_at: mean and "
+        "variance begin anew there.",
+    )
+    rewind: bool = Field(
+        default=False,
+        description="At a spike go back to the newest checkpoint with a good step between it and the spike, and leave "
+        "out the rows of the spiking steps and of the step before them. RUN/skips.json has what is left out; every "
+        "later start heeds it.",
+    )
+    max_rewinds: int = Field(
+        default=3, gt=0, description="Times that a run goes back so; later spikes are written down, and it goes on."
+    )
+
+
+class Watchdog(Section):
+    """When a run that hangs is ended: with exit code 1, the stacks of all threads in RUN/log-rank*.txt and one line
+    that names the ranks that are behind. torchrun --max-restarts or a scheduler then starts it again."""
+
+    minutes: float | None = Field(
+        default=10.0,
+        gt=0,
+        le=90,
+        description="Minutes without any progress after which a run hangs (null: it is never ended so). For data in a "
+        "store, data.store_patience_seconds come on top. A process that was stopped for longer, as by Ctrl-Z, ends too "
+        "when it wakes up.",
+    )
+    start_minutes: float | None = Field(
+        default=60.0,
+        gt=0,
+        le=90,
+        description="The same before the first step of a process, where plans are made and models compiled (null: "
+        "a start is never ended so).",
+    )
+
+
 class Config(Section):
     """A pretraining run."""
 
@@ -520,12 +636,14 @@ class Config(Section):
     model: Model = Field(default=Model(), description="The network.")
     objective: Objective = Field(default=Objective(), description="What the model learns from.")
     batch: Batch = Field(default=Batch(), description="Batch sizes.")
-    optimizer: Optimizer = Field(default=Optimizer(), description="AdamW.")
+    optimizer: Optimizer = Field(default=Optimizer(), description="The optimizer.")
     schedule: Schedule = Field(default=Schedule(), description="The learning rate over the run.")
     engine: Engine = Field(default=Engine(), description="DeepSpeed and the arithmetic.")
     checkpoint: Checkpoint = Field(default=Checkpoint(), description="When the state of the run is saved.")
     validation: Validation = Field(default=Validation(), description="When the model is measured.")
     logging: Logging = Field(default=Logging(), description="When metrics are written.")
+    incidents: Incidents = Field(default=Incidents(), description="Steps at which something went wrong.")
+    watchdog: Watchdog = Field(default=Watchdog(), description="When a run that hangs is ended.")
 
     @model_validator(mode="after")
     def _refuse_impossible_combinations(self) -> Self:
@@ -536,6 +654,7 @@ class Config(Section):
         _check_lengths(self)
         _check_objective(self.objective)
         _check_batch(self.batch)
+        _check_optimizer(self.optimizer)
         _check_schedule(self)
         return self
 
@@ -649,16 +768,30 @@ def _check_objective(objective: Objective) -> None:
 
 
 def _check_batch(batch: Batch) -> None:
-    rows, micro = batch.global_batch_size, batch.micro_batch_size
-    if micro > rows:
+    _check_rising("batch.global_batch_size_at", [change.step for change in batch.global_batch_size_at])
+    micro = batch.micro_batch_size
+    for name, rows in _global_batch_sizes(batch):
+        if micro > rows:
+            raise ValueError(f"batch.micro_batch_size {micro} is above {name}: lower the first or raise the second")
+        if rows % micro:
+            raise ValueError(
+                f"{name} is not divisible by batch.micro_batch_size {micro}: "
+                f"use a global batch of {_nearest_multiples(rows, micro)}"
+            )
+
+
+def _global_batch_sizes(batch: Batch) -> Iterator[tuple[str, int]]:
+    """Every global batch size of the run, with the words that name it."""
+    yield f"batch.global_batch_size {batch.global_batch_size}", batch.global_batch_size
+    for change in batch.global_batch_size_at:
+        yield f"batch.global_batch_size_at {change.rows} (at step {change.step})", change.rows
+
+
+def _check_optimizer(optimizer: Optimizer) -> None:
+    if optimizer.name == "lamb" and not any([optimizer.weight_decay, *(g.weight_decay for g in optimizer.groups)]):
         raise ValueError(
-            f"batch.micro_batch_size {micro} is above batch.global_batch_size {rows}: lower the first or raise the "
-            "second"
-        )
-    if rows % micro:
-        raise ValueError(
-            f"batch.global_batch_size {rows} is not divisible by batch.micro_batch_size {micro}: "
-            f"use a global batch of {_nearest_multiples(rows, micro)}"
+            "optimizer.name lamb scales the steps of what decays, and with optimizer.weight_decay 0 nothing does: "
+            "raise it or use optimizer.name adamw"
         )
 
 
@@ -709,19 +842,25 @@ def mask_ratio(objective: Objective, step: int | None) -> float:
     return first + (last - first) * (step - begin) / (end - begin)
 
 
-def gradient_accumulation_steps(config: Config, world_size: int) -> int:
-    """Forward passes per device and optimizer step on `world_size` devices.
+def global_batch_size(batch: Batch, step: int) -> int:
+    """Rows of the step that follows `step` completed ones, over all devices."""
+    return [batch.global_batch_size, *(at.rows for at in batch.global_batch_size_at if at.step <= step)][-1]
 
-    Raises UserError when the global batch does not divide evenly, naming the nearest sizes that do.
+
+def gradient_accumulation_steps(config: Config, world_size: int, step: int = 0) -> int:
+    """Forward passes per device in the step that follows `step` completed ones, on `world_size` devices.
+
+    Raises UserError when a global batch of the run does not divide evenly, naming the nearest sizes that do.
     """
-    rows, micro = config.batch.global_batch_size, config.batch.micro_batch_size
+    micro = config.batch.micro_batch_size
     rows_per_pass = micro * world_size
-    if rows % rows_per_pass:
-        raise UserError(
-            f"batch.global_batch_size {rows} is not divisible by batch.micro_batch_size {micro} x {world_size} devices "
-            f"= {rows_per_pass} rows: use a global batch of {_nearest_multiples(rows, rows_per_pass)}"
-        )
-    return rows // rows_per_pass
+    for name, rows in _global_batch_sizes(config.batch):
+        if rows % rows_per_pass:
+            raise UserError(
+                f"{name} is not divisible by batch.micro_batch_size {micro} x {world_size} devices "
+                f"= {rows_per_pass} rows: use a global batch of {_nearest_multiples(rows, rows_per_pass)}"
+            )
+    return global_batch_size(config.batch, step) // rows_per_pass
 
 
 # ---------------------------------------------------------------------------------------------------------------------

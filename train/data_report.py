@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
 from data_pipeline.manifest import Manifest
 from data_pipeline.report import counted
-from train.config import Config
+from train.config import Config, global_batch_size
 from train.data.batch import Batch
 from train.data.damage import is_too_much
 from train.data.data_set import DataSet
@@ -36,7 +35,8 @@ from train.training_data import (
     open_data_sets,
     open_walk,
     packing_rules,
-    stage_steps,
+    shrink_at,
+    stretches,
     token_shares,
     weights_at,
 )
@@ -47,7 +47,7 @@ _ONE_ROW = Share(rank=0, world_size=1, micro_batch_size=1, global_batch_size=1)
 
 @dataclass(frozen=True, slots=True)
 class Leg:
-    """Optimizer steps [step, end) that read rows of one length in one mixture."""
+    """Optimizer steps [step, end) that read as many rows of one length in one mixture."""
 
     step: int
     end: int
@@ -133,11 +133,10 @@ def _open(config: Config, sets: Sequence[DataSet]) -> tuple[Walk, Plans]:
 
 def follow(config: Config, walk: Walk, manifests: Sequence[Manifest], plans: Plans) -> list[Leg]:
     """Go the way of the run, step by step, without reading a row; ends early where the data do."""
-    data, rows = config.data, config.batch.global_batch_size
-    share, cursor, legs = Share(0, 1, rows, rows), walk.start, list[Leg]()
-    starts = [step for step in stage_steps(config) if step < config.run.steps]
-    for start, end in pairwise([*starts, config.run.steps]):
-        rules = packing_rules(config, length_at(config, start))
+    cursor, legs = walk.start, list[Leg]()
+    for start, end in stretches(config):
+        rows = global_batch_size(config.batch, start)
+        share, rules = Share(0, 1, rows, rows), packing_rules(config, length_at(config, start))
         plans_K = tuple(plans[manifest.identity, rules] for manifest in manifests)
         begin = cursor = walk.at(cursor, start)
         step = start
@@ -145,9 +144,9 @@ def follow(config: Config, walk: Walk, manifests: Sequence[Manifest], plans: Pla
             step, cursor = step + 1, walk.advance(cursor, share)
         if step > start:
             read_K = _rows_read(walk, cursor, plans_K) - _rows_read(walk, begin, plans_K)
-            size = rows * data.sequence_length // rules.sequence_length if config.batch.same_tokens_per_step else rows
             weights_K = weights_at(config, start)
             shares_K = tuple(weight / sum(weights_K) for weight in weights_K)
+            size = rows // shrink_at(config, start)
             legs.append(Leg(start, step, size, shares_K, plans_K, tuple(read_K.tolist())))
         if step < end:
             break

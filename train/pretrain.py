@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Any
 
 import torch
 
-from train import distributed, run_directory
-from train.checkpoint import Checkpoint, load_weights, read_table, resume_point
+from train import distributed, rewind, run_directory
+from train.checkpoint import Checkpoint, finish_commit, load_weights, read_table, resume_point
 from train.config import Config
 from train.config_file import dump_config
 from train.data.data_set import DataSet
@@ -23,12 +24,15 @@ from train.data.stream import TrainStream
 from train.derived import describe
 from train.distributed import Ranks, on_first_rank, together
 from train.ds_config import load_ds_config
+from train.errors import StoppedError, UserError
+from train.export import write_missing_export
 from train.model.pretrained import check_tokenizer, load_pretrained
+from train.monitor.incidents import Incidents
 from train.monitor.logs import add_rank_file, log
 from train.monitor.metrics import last_step
 from train.monitor.recorder import Recorder, Writers
 from train.objectives import build_objective
-from train.signals import StopRequest
+from train.signals import StopRequest, who_asked
 from train.training_data import (
     SPLIT,
     close_stores,
@@ -41,6 +45,7 @@ from train.training_data import (
     token_shares,
 )
 from train.vocabulary import Vocabulary, load_vocabulary
+from train.watchdog import watch_over
 
 
 def dry_run(config: Config) -> Iterator[str]:
@@ -68,15 +73,45 @@ def pretrain(config: Config, stop: StopRequest) -> None:
     NonFiniteError as their names say.
     """
     ranks = distributed.start()
+    _stop_early(config, ranks, stop)
     run = Path(config.run.directory)
     with together(ranks, lambda: run_directory.lock(run) if ranks.rank == 0 else nullcontext()):
         together(ranks, lambda: add_rank_file(run, ranks.rank))
-        folders = local_folders_of_all(config, ranks)
-        sets = together(ranks, lambda: open_data_sets(config, folders))
-        try:
-            _go_on(config, ranks, sets, stop)
-        finally:
-            close_stores(sets)
+        with watch_over(config, ranks):
+            _open_and_go_on(config, ranks, stop)
+
+
+def _open_and_go_on(config: Config, ranks: Ranks, stop: StopRequest) -> None:
+    if begun_before := distributed.starts_before():
+        log.warning("Start %d of this command: a worker had failed.", begun_before + 1)
+    while _goes_back(config, ranks, stop):
+        gc.collect()  # the engine, which has cycles
+        torch.cuda.empty_cache()
+
+
+def _goes_back(config: Config, ranks: Ranks, stop: StopRequest) -> bool:
+    """Train; True where the run goes back to an earlier checkpoint, and all is to be opened anew."""
+    folders = local_folders_of_all(config, ranks)
+    sets = together(ranks, lambda: open_data_sets(config, folders))
+    try:
+        _go_on(config, ranks, sets, stop)
+    except rewind.GoBack:
+        return True
+    finally:
+        close_stores(sets)
+    return False
+
+
+def _stop_early(config: Config, ranks: Ranks, stop: StopRequest) -> None:
+    """A request that came while the process started: nothing was done since the last checkpoint, so nothing is saved.
+
+    Ranks whose launcher was killed let go of the run folder here, before they load what they would not use.
+    """
+    own = stop.code()
+    codes_R = ranks.sum([own * (rank == ranks.rank) for rank in range(ranks.world_size)])
+    if any(codes_R):
+        why = who_asked(codes_R, config.run.max_minutes)
+        raise StoppedError.agreed(f"stopped before the first step ({why}); the same command goes on")
 
 
 def _go_on(config: Config, ranks: Ranks, sets: list[DataSet], stop: StopRequest) -> None:
@@ -87,24 +122,41 @@ def _go_on(config: Config, ranks: Ranks, sets: list[DataSet], stop: StopRequest)
     ds_config = together(ranks, lambda: load_ds_config(config, ranks.world_size))
     resume = _resume(config, ranks, run, ds_config, sets[0].manifest.tokenizer_folder)
     if resume is not None and resume.step >= config.run.steps:
+        if ranks.rank == 0:
+            _finish_last_commit(config, resume.path)
         log.info("Nothing to do: %s has all its %d steps (%s).", run, config.run.steps, resume.path)
         return
     stream = _open_stream(config, ranks, sets, resume)
     try:
+        _stop_early(config, ranks, stop)
         _train(config, ranks, sets, vocabulary, ds_config, stream, resume, stop)
     finally:
         close_stores(sets)  # first: the stream's thread may wait for a store that is away
         stream.close()
 
 
+def _finish_last_commit(config: Config, newest: Path) -> None:
+    """No later checkpoint will do it. Where the folder takes no files the checkpoint is whole all the same."""
+    keep = config.checkpoint
+    try:
+        finish_commit(newest, keep.keep_last, keep_every=keep.keep_every, keep_best=keep.keep_best)
+    except (OSError, UserError) as error:
+        log.warning("%s: older checkpoints stay (%s)", newest.parent, getattr(error, "strerror", None) or error)
+
+
 def _resume(config: Config, ranks: Ranks, run: Path, ds_config: dict[str, Any], tokenizer: Path) -> Checkpoint | None:
     """Rank 0 decides where the run goes on; every rank hears the same."""
 
     def decide() -> dict[str, Any]:
+        rewind.carry_out(run)
         found, problems = resume_point(run / "checkpoints", last_step(run / "metrics.jsonl"))
         begun = found is not None
+        if not begun:
+            rewind.forget(run)
         changes = run_directory.settle(run, config, ds_config, tokenizer, begun=begun)
         chosen = None if found is None else {"path": str(found.path), "state": found.state}
+        if found is not None:
+            write_missing_export(config, found)
         return {"chosen": chosen, "sentences": changes + [f"Not used: {problem}." for problem in problems]}
 
     decision = on_first_rank(ranks, decide)
@@ -123,6 +175,7 @@ def _open_stream(config: Config, ranks: Ranks, sets: list[DataSet], resume: Chec
         cache = Path(config.data.cache)
         return [store_plan(s.manifest, SPLIT, rules, cache, wanted, s.store) for s, rules in needed]
 
+    ranks.pulse.says("makes the plans of the rows")
     stored = on_first_rank(ranks, store)
     if any(data_set.store for data_set in sets):  # a plan of rank 0 lies on its own node, beside the small files
         together(ranks, lambda: store() if ranks.local_rank == 0 and ranks.rank else None)
@@ -132,10 +185,16 @@ def _open_stream(config: Config, ranks: Ranks, sets: list[DataSet], resume: Chec
         path, digest = places[data_set.manifest.identity, rules]
         return load_plan(path, digest, data_set.manifest, SPLIT, rules, data_set.store)
 
+    skips = dict(on_first_rank(ranks, lambda: rewind.jumps(Path(config.run.directory))))
+    if skips:
+        log.info("%d batches are left out, as %s/skips.json says.", sum(skips.values()), config.run.directory)
+
     def open_it() -> TrainStream:
         walk, batch = open_walk(config, sets, plan_of), config.batch
         share = Share(ranks.rank, ranks.world_size, batch.micro_batch_size, batch.global_batch_size)
-        return TrainStream(walk, share, _cursor(config, walk, resume), resume.step if resume else 0)
+        sizes = {change.step: change.rows for change in batch.global_batch_size_at}
+        step = resume.step if resume else 0
+        return TrainStream(walk, share, _cursor(config, walk, resume), step, sizes=sizes, skips=skips)
 
     return together(ranks, open_it)
 
@@ -171,6 +230,8 @@ def _train(
     for warning in warnings:
         log.warning(warning)
     torch.manual_seed(config.run.seed)
+    ranks.pulse.says("builds the model")
+    ranks.pulse.step = None  # until the first one of this model, which may have to be compiled
     module = build_objective(config, vocabulary)
     if resume:
         together(ranks, lambda: load_weights(module, resume.path))
@@ -189,7 +250,16 @@ def _train(
     writers = together(ranks, lambda: _writers(config, position.step) if ranks.rank == 0 else None)
     recorder = Recorder(ranks, module.heads, module.weights(), writers)
     held_out = together(ranks, lambda: [open_held_out(data_set, config, ranks) for data_set in sets])
-    Training(config, ranks, [rows for rows in held_out if rows], engine, stream, recorder, position).run_to_end(stop)
+    incidents = Incidents(config, ranks, stream.walk, resume.state.get("loss_watch", {}) if resume else {})
+    try:
+        measured = [rows for rows in held_out if rows]
+        Training(config, ranks, measured, engine, stream, recorder, position, incidents).run_to_end(stop)
+    except rewind.GoBack:
+        recorder.close()
+        engine.dispose()
+        raise
+    finally:
+        incidents.close()
 
 
 def _writers(config: Config, resume_step: int) -> Writers:

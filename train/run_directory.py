@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 import time
 from pathlib import Path
 from typing import IO, Any
 
-from data_pipeline.durable import write_whole
+from data_pipeline.durable import PARTIAL, partial_name, write_whole
 from train.config import Config
 from train.config_file import differences, dump_config, load_config
 from train.errors import UserError
@@ -70,6 +69,7 @@ def settle(
     A run that has not begun (no checkpoint) may change in anything. Raises UserError where the folder holds a run of
     another model, objective, seed or sequence length.
     """
+    _sweep(run)
     path = run / "config.yaml"
     changes = []
     if not begun:
@@ -89,11 +89,20 @@ def settle(
     return changes
 
 
+def _sweep(run: Path) -> None:
+    """Remove what a process that was killed left half-written; this one holds the lock."""
+    for partial in run.glob(f"*{PARTIAL}"):
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+
+
 def _copy_tokenizer(source: Path, target: Path) -> None:
     """The export needs the tokenizer even where the shards are gone."""
     if target.exists():
         return
-    partial = target.with_name(f"tokenizer.{os.getpid()}.partial")
+    partial = partial_name(target)
     try:
         shutil.copytree(source, partial)
         partial.rename(target)

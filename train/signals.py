@@ -7,6 +7,7 @@ Legend: R ranks.
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
 import threading
@@ -17,6 +18,7 @@ from types import FrameType
 from train.errors import UserError
 
 STOP_FILE, SAVE_FILE = "stop", "save"
+LAUNCHER = "BERTMAE_LAUNCHER"  # the variable that holds the process of `launch`
 _STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _FILE, _TIME = "file stop", "time"
 _REASONS = (*(number.name for number in _STOP), _FILE, _TIME)  # a rank sends 1 + the index of its reason
@@ -43,6 +45,8 @@ class StopRequest:
         if sys.platform == "linux":
             # Where torchrun is killed its workers would train on alone, and hold the run folder against a new start.
             ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+            if os.environ.get(LAUNCHER, str(os.getppid())) != str(os.getppid()):
+                self.reason = signal.SIGTERM.name  # it was killed before: no signal comes any more
 
     def wait(self, seconds: float) -> None:
         """Return when a request comes, or after `seconds`."""

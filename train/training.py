@@ -27,16 +27,20 @@ from train.data.stream import TrainStream
 from train.distributed import Ranks, on_first_rank, together
 from train.engine import Engine
 from train.errors import BertmaeError, DataError, NonFiniteError, StoppedError
+from train.export import EncoderForm, encoder_form, export_step, is_export_step
+from train.monitor.incidents import Incidents
 from train.monitor.logs import log
 from train.monitor.progress import duration
 from train.monitor.recorder import Recorder, StepSums
 from train.objectives.rng import hash_integers
 from train.optimizer import learning_rate
+from train.provenance import provenance
+from train.rewind import GoBack, decide, last_applied
 from train.saving import Saves
 from train.signals import SAVE_FILE, STOP_FILE, StopRequest, who_asked
+from train.snapshot import Snapshot, own_group
 from train.validation import validate
 
-_MAX_SKIPPED_IN_A_ROW = 20
 _LOOK_FOR_STOP = 1.0  # seconds
 
 
@@ -82,18 +86,24 @@ class Training:
     stream: TrainStream
     recorder: Recorder
     position: Position
+    incidents: Incidents
     saved_step: int = -1  # of the newest checkpoint, committed or under way
     saves: Saves = field(default_factory=Saves)
+    snapshot: Snapshot = field(init=False)
+    _form: EncoderForm | None = None  # of what checkpoint.export_every writes
     _is_save_time: bool = False  # checkpoint.interval_minutes are over, as rank 0's clock says
     _notes: dict[str, float] = field(default_factory=dict)  # for the record of this step, beside its sums
     _ahead: Prepared | None = None
     _save_asked: bool = False  # at the step just done, by any rank
 
+    def __post_init__(self) -> None:
+        self.snapshot = Snapshot(self.ranks, own_group(self.ranks))
+
     def run_to_end(self, stop: StopRequest) -> None:
         """Train to the last step, or to the step at which the ranks agree to stop.
 
-        Raises StoppedError, and NonFiniteError after too many updates in a row that could not be applied. A checkpoint
-        under way is finished first, however the run ends.
+        Raises StoppedError, NonFiniteError after too many updates in a row that could not be applied, and GoBack where
+        the run goes on from an earlier checkpoint. A checkpoint under way is finished first, however the run ends.
         """
         with closing(self.saves):
             self._run(stop)
@@ -104,6 +114,8 @@ class Training:
         self.recorder.begin(stop.started)
         if self.ranks.rank == 0:
             stop.watch(Path(config.run.directory), config.run.max_minutes)
+            if config.checkpoint.export_every:
+                self._form = encoder_form(config, Path(config.run.directory) / "tokenizer")
         if first_step == 0:
             # Proves the disk before the first hour is spent; from here on a missing checkpoint is an error.
             self._save_whole()
@@ -129,9 +141,11 @@ class Training:
 
         Raises DataError where too many rows are damaged, UserError where a store is away for too long.
         """
+        self.ranks.pulse.says("waits for data")
         waited = time.perf_counter()
         batches, cursor, failure = self._next_batches(stop)
         waited = time.perf_counter() - waited
+        self.ranks.pulse.says("trains")
         prepared = self._ahead if self._ahead and self._ahead.read is batches else self._prepare(batches, 0)
         self._look_ahead()
         counts = [sum(getattr(batch, name) for batch in batches) for name in ("tokens", "rows", "damaged_rows")]
@@ -150,8 +164,9 @@ class Training:
         rate = learning_rate(self.position.step, self.config)
         self.engine.set_learning_rate(rate)
         _seed_dropout(self.config.run.seed, self.position.step, self.ranks.rank)
-        losses_H, hits_H2 = self._micro_steps(prepared, targets)
+        losses_AH, hits_H2 = self._micro_steps(prepared, targets)
         self._advance(cursor, tokens, rows, damaged)
+        self._remember(prepared, losses_AH)
         others = {
             "learning_rate": rate,
             "tokens_seen": self.position.tokens_seen,
@@ -162,6 +177,7 @@ class Training:
         if scale := self.engine.loss_scale:
             others["loss_scale"] = scale["cur_scale"]
         norm = self.engine.gradient_norm
+        losses_H = losses_AH.double().sum(0)
         self.recorder.add(StepSums(self.position.step, losses_H, hits_H2, tuple(targets), tokens, waited, norm, others))
         self._refuse_to_skip_for_ever()
         return True
@@ -218,6 +234,7 @@ class Training:
         if not self.held_out:
             return
         self.recorder.pause("validation")
+        self.ranks.pulse.says("validates")
         record = validate(self.engine, self.held_out, self.ranks, stop)
         if record is None:
             log.info("step %d: validation was cut short by a request to stop; nothing of it counts", self.position.step)
@@ -232,14 +249,17 @@ class Training:
         """Copy the state of this step to host memory, unless it is saved, and commit it beside the next steps."""
         if self.position.step == self.saved_step:
             return
+        self._judge()  # a state whose own loss is a spike is not worth keeping
         self.recorder.pause()
         began = time.perf_counter()
         self._hear_of_save()
-        tables, state = self.engine.state(), self._state()
+        self.ranks.pulse.says("copies the state for a checkpoint")
+        self.snapshot.take(self.engine.pieces)
+        state = self._state()
         self._notes["checkpoint_seconds"] = round(time.perf_counter() - began, 3)
         self._flush()
         self.saved_step = self.position.step
-        self.saves.begin(self.ranks, self.saved_step, lambda: self._commit(tables, state))
+        self.saves.begin(self.ranks, self.saved_step, lambda: self._commit(state))
 
     def _save_whole(self) -> None:
         """Save, and wait until the checkpoint is whole. Raises CheckpointError on all ranks where it cannot be."""
@@ -253,6 +273,7 @@ class Training:
 
         A full disk is an error after the `last` commit alone: the next interval tries again.
         """
+        self.ranks.pulse.says("waits for the commit of a checkpoint")
         ended = self.saves.end(self.ranks, last=last)
         if ended is None:
             return
@@ -276,7 +297,7 @@ class Training:
 
     def _is_save_due(self) -> bool:
         config, step = self.config.checkpoint, self.position.step
-        intervals = [config.interval_steps, *([config.keep_every] if config.keep_every else [])]
+        intervals = [every for every in (config.interval_steps, config.keep_every, config.export_every) if every]
         return self._is_save_time or any(step % interval == 0 for interval in intervals) or self._is_best()
 
     def _is_best(self) -> bool:
@@ -291,11 +312,15 @@ class Training:
         """What a checkpoint of this step says beside its tensors."""
         data = self.stream.walk.state(self.position.cursor)
         state = {**self.position.counters(), "updates": self.engine.updates, "data": data}
-        state["loss_scale"] = self.engine.loss_scale
+        state |= {"loss_scale": self.engine.loss_scale, "loss_watch": self.incidents.rule.state()}
         return state | {name: loss for name, loss in self._notes.items() if name == "validation_loss"}
 
-    def _commit(self, tables: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> str:
+    def _commit(self, state: dict[str, Any]) -> str:
         """In the thread of `saves`, while the run is steps ahead: nothing here may look at the position."""
+        self.ranks.pulse.is_helped_by_this_thread()
+        tables = self.snapshot.collect()  # first, whatever fails: the other ranks wait for it
+        if self.ranks.rank:
+            return ""
         if self.recorder.writers:
             with writing(self._folder.with_name("metrics.jsonl")):
                 self.recorder.writers.sync()
@@ -304,19 +329,43 @@ class Training:
             self._folder,
             state["step"],
             tables,
-            state,
+            state | provenance(self.config),
             keep.keep_last,
             keep_every=keep.keep_every,
             keep_best=keep.keep_best,
         )
+        if self._form and is_export_step(self.config, state["step"]):
+            export_step(self.config, self._form, state["step"], tables["model"])
         return str(path)
 
     @property
     def _folder(self) -> Path:
         return Path(self.config.run.directory) / "checkpoints"
 
+    def _remember(self, prepared: Prepared, losses_AH: torch.Tensor) -> None:
+        """What an incident of the step just done will name."""
+        self.incidents.remember(self.position.step, prepared.read, self.position.cursor)
+        if not self.engine.applied:
+            self.incidents.left_out(self.position.step, losses_AH, self.engine.loss_scale.get("cur_scale"))
+
+    def _judge(self) -> None:
+        """Judge the losses of the steps done. Raises GoBack where they are a spike and the run can and may go back."""
+        spikes, settings = self.incidents.judge(self.recorder.read_back()), self.config.incidents
+        if not spikes or not settings.rewind:
+            return
+        self._hear_of_save()
+        self.ranks.pulse.says("looks for a checkpoint to go back to")
+        run = Path(self.config.run.directory)
+        step = on_first_rank(self.ranks, lambda: decide(run, spikes, settings.max_rewinds))
+        if step is not None:
+            self.recorder.flush()  # goodput counts them as lost
+            log.warning("Going back to step %d, and past the rows of the spike.", step)
+            raise GoBack
+
     def _flush(self) -> None:
         """Write the records of the steps, the last one with what came after it; then it is training time again."""
+        self._judge()
+        self.ranks.pulse.says("writes metrics")
         self.recorder.flush(self._notes)
         if self._notes:
             self.recorder.go_on()
@@ -341,19 +390,21 @@ class Training:
         return [int(count) for count in counts_H]
 
     def _micro_steps(self, prepared: Prepared, targets: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The sums of this rank over the accumulation steps, which stay on the device."""
+        """The sums of each accumulation step and over all of them, of this rank; they stay on the device."""
         scales = [weight / max(1, count) for weight, count in zip(self.recorder.weights, targets, strict=True)]
         scale_H = torch.tensor(scales)
         if self.ranks.device.type == "cuda":  # from pageable memory the copy would wait for the device
             scale_H = scale_H.pin_memory().to(self.ranks.device, non_blocking=True)
-        pairs = zip(prepared.batches, prepared.selections, strict=True)
-        sums = [self.engine.micro_step(batch, selection, scale_H) for batch, selection in pairs]
+        last = len(prepared.batches) - 1
+        pairs = enumerate(zip(prepared.batches, prepared.selections, strict=True))
+        sums = [self.engine.micro_step(batch, selected, scale_H, last=i == last) for i, (batch, selected) in pairs]
         losses_AH = torch.stack([losses_H for losses_H, _ in sums])
-        return losses_AH.double().sum(0), torch.stack([hits_H2 for _, hits_H2 in sums]).sum(0)
+        return losses_AH, torch.stack([hits_H2 for _, hits_H2 in sums]).sum(0)
 
     def _advance(self, cursor: Cursor, tokens: int, rows: int, damaged_rows: int) -> None:
         position = self.position
         position.step += 1
+        self.ranks.pulse.step = position.step
         position.tokens_seen += tokens
         position.rows_seen += rows
         position.damaged_rows += damaged_rows
@@ -387,11 +438,14 @@ class Training:
         return position.step >= self.config.run.steps or self.stream.is_over(position.cursor, position.step)
 
     def _refuse_to_skip_for_ever(self) -> None:
-        if self.position.skipped_in_a_row >= _MAX_SKIPPED_IN_A_ROW:
+        skipped, run = self.position.skipped_in_a_row, self.config.run.directory
+        if skipped > self.config.incidents.max_skipped_in_a_row:
             self.recorder.flush()
+            self._hear_of_save()
+            good = on_first_rank(self.ranks, lambda: last_applied(self._folder))
             raise NonFiniteError.agreed(
-                f"{_MAX_SKIPPED_IN_A_ROW} updates in a row had gradients that are not finite; go on from an earlier "
-                f"step of {self.config.run.directory}/checkpoints with a lower optimizer.learning_rate"
+                f"step {self.position.step}: {skipped} updates in a row had gradients that are not finite; {good}; "
+                f"give the same command with a lower optimizer.learning_rate ({run}/incidents.jsonl names the rows)"
             )
 
     def _finish(self, seconds: float, steps: int) -> None:

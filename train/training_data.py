@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from train.config import Config
+from train.config import Config, global_batch_size
 from train.data.data_set import GIGABYTE, DataSet, open_data_set
-from train.data.epochs import EpochWalk
+from train.data.epochs import ONLY_SOURCE, EpochWalk
 from train.data.mixture import MixtureWalk, Stage
 from train.data.packing import PackingRules, RowPlan
 from train.data.remote import is_remote, localize
@@ -120,7 +120,7 @@ def open_walk(
 
     if config.data.path and not config.data.sequence_length_at:
         return walk(sets[0], config.data.sequence_length, repeat=repeat)
-    names = [source.name for source in config.data.sources] or ["data"]
+    names = [source.name for source in config.data.sources] or [ONLY_SOURCE]
     by_length = {length: tuple(walk(data_set, length) for data_set in sets) for length in _lengths(config)}
     return MixtureWalk([_stage(config, step, by_length) for step in stage_steps(config)], names, seed, repeat=repeat)
 
@@ -129,6 +129,12 @@ def stage_steps(config: Config) -> list[int]:
     """The optimizer steps at which the weights or the sequence length change; the first is 0."""
     data = config.data
     return sorted({0, *(at.step for at in data.weights_at), *(at.step for at in data.sequence_length_at)})
+
+
+def stretches(config: Config) -> list[tuple[int, int]]:
+    """The stretches [step, end) of the run in which weights, sequence length and batch size stay the same."""
+    changes = {*stage_steps(config), *(at.step for at in config.batch.global_batch_size_at)}
+    return list(pairwise([*sorted(step for step in changes if step < config.run.steps), config.run.steps]))
 
 
 def length_at(config: Config, step: int) -> int:
@@ -145,12 +151,17 @@ def weights_at(config: Config, step: int) -> tuple[float, ...]:
     return weights_K
 
 
+def shrink_at(config: Config, step: int) -> int:
+    """How many times fewer rows than configured a global batch and a micro-batch have at `step`."""
+    return length_at(config, step) // config.data.sequence_length if config.batch.same_tokens_per_step else 1
+
+
 def token_shares(config: Config) -> tuple[float, ...]:
     """The share of each source in the tokens of the whole run, all rows taken as full; they add up to 1."""
-    steps, shares_K = config.run.steps, np.zeros(len(config.data.sources) or 1)
-    for start, end in pairwise([*(step for step in stage_steps(config) if step < steps), steps]):
+    shares_K = np.zeros(len(config.data.sources) or 1)
+    for start, end in stretches(config):
         weights_K = np.array(weights_at(config, start))
-        tokens = 1 if config.batch.same_tokens_per_step else length_at(config, start)
+        tokens = global_batch_size(config.batch, start) * length_at(config, start) / shrink_at(config, start)
         shares_K += (end - start) * tokens * weights_K / weights_K.sum()
     return tuple((shares_K / shares_K.sum()).tolist())
 
@@ -169,6 +180,4 @@ def _lengths(config: Config) -> list[int]:
 
 
 def _stage(config: Config, step: int, by_length: dict[int, tuple[EpochWalk, ...]]) -> Stage:
-    length = length_at(config, step)
-    shrink = length // config.data.sequence_length if config.batch.same_tokens_per_step else 1
-    return Stage(step, by_length[length], weights_at(config, step), shrink)
+    return Stage(step, by_length[length_at(config, step)], weights_at(config, step), shrink_at(config, step))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import chain
 
 import numpy as np
@@ -44,7 +45,7 @@ def validate(engine: Engine, held_out: list[HeldOutRows], ranks: Ranks, stop: St
     targets_H = np.zeros(len(objective.heads), dtype=np.int64)
     sums = []
     # Before the model runs: a rank whose store is away must not leave the others in the engine's collectives.
-    batches = together(ranks, lambda: list(chain.from_iterable(held_out)))
+    batches = together(ranks, lambda: list(_read(held_out, ranks)))
     engine.eval()
     for batch in batches:
         if any(ranks.sum([int(stop.reason is not None)])):
@@ -62,6 +63,12 @@ def validate(engine: Engine, held_out: list[HeldOutRows], ranks: Ranks, stop: St
     record = head_metrics(objective.heads, sums_H3, tuple(ranks.sum(targets_H.tolist())))
     record["loss"] = total_loss(record, objective.heads, objective.weights())
     return {f"{SPLIT}_{name}": value for name, value in (record | shuffled).items()}
+
+
+def _read(held_out: list[HeldOutRows], ranks: Ranks) -> Iterator[Batch]:
+    for batch in chain.from_iterable(held_out):
+        ranks.pulse.says("reads held-out documents")
+        yield batch
 
 
 def _with_states_of_others(engine: Engine, batches: list[Batch], ranks: Ranks) -> Record:

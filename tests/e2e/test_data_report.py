@@ -28,7 +28,8 @@ def steps_of(config: Config, micro: int) -> list:
     sets = open_data_sets(config, local_folders(config))
     plan_of = lambda data_set, rules: plan_rows(data_set.manifest, SPLIT, rules)  # noqa: E731
     walk = open_walk(config, sets, plan_of, word_starts=True)
-    stream = TrainStream(walk, Share(0, 1, micro, config.batch.global_batch_size), walk.start)
+    sizes = {change.step: change.rows for change in config.batch.global_batch_size_at}
+    stream = TrainStream(walk, Share(0, 1, micro, config.batch.global_batch_size), walk.start, sizes=sizes)
     try:
         return [batches for batches, _ in (step for _, step in zip(range(config.run.steps), stream, strict=False))]
     finally:
@@ -111,12 +112,13 @@ def test_a_mixture_that_changes_gets_the_rows_that_its_stream_reads(tiny, shards
     changes = [
         *("data.path=null", f"data.sources={sources}", "data.weights_at=[{step: 10, weights: [1, 2]}]"),
         *("data.sequence_length=32", "data.sequence_length_at=[{step: 20, length: 64}]"),
-        *("batch.same_tokens_per_step=true", "run.steps=30"),
+        *("batch.same_tokens_per_step=true", "batch.global_batch_size_at=[{step: 15, rows: 16}]", "run.steps=30"),
     ]
     config = load_config(ROOT / tiny[0], [*tiny[1:], *changes])
     lines = list(report(config, 8))
     steps, manifest = steps_of(config, micro=2), load_manifest(shards)
-    legs = [(steps[0:10], 32, (75.0, 25.0)), (steps[10:20], 32, (33.33, 66.67)), (steps[20:30], 64, (33.33, 66.67))]
+    legs = [(steps[0:10], 32, (75.0, 25.0)), (steps[10:15], 32, (33.33, 66.67))]
+    legs += [(steps[15:20], 32, (33.33, 66.67)), (steps[20:30], 64, (33.33, 66.67))]
     of_source, tokens = [], []
     for part, length, _ in legs:
         rows = plan_rows(manifest, SPLIT, packing_rules(config, length)).rows
@@ -131,7 +133,7 @@ def test_a_mixture_that_changes_gets_the_rows_that_its_stream_reads(tiny, shards
     ]
     assert numbers(lines, r"asked ([\d.]+)% of the rows, gets ([\d.]+)%") == expected
     shape = r"Steps ([\d,]+) to ([\d,]+): ([\d,]+) rows of at most ([\d,]+) tokens a step"
-    assert numbers(lines, shape) == [(0, 9, 8, 32), (10, 19, 8, 32), (20, 29, 4, 64)]
+    assert numbers(lines, shape) == [(0, 9, 8, 32), (10, 14, 8, 32), (15, 19, 16, 32), (20, 29, 8, 64)]
     in_all = numbers(lines, r"filled; ([\d,]+) rows, about ([\d,]+) tokens in all")
     close = (pytest.approx(count, rel=0.02) for count in tokens)
     assert in_all == [(sum(counts), count) for counts, count in zip(of_source, close, strict=True)]

@@ -22,6 +22,7 @@ from train.data.remote import BlockStore
 from train.data.splits import find_split
 from train.monitor.logs import log
 
+ONLY_SOURCE = "data"  # the name of a data set that is no part of a mixture
 _PIECES_AT_ONCE = 16384  # of a rank, laid out ahead of use
 
 
@@ -127,6 +128,11 @@ class EpochWalk:
     def progress(self, cursor: Cursor) -> dict[str, float]:
         """Epochs done, for the metrics."""
         return {"epoch": cursor.epoch + cursor.position / self._epoch_rows(cursor)}
+
+    def row_names(self, row_ids_N: Indices, epoch: int, cursor: Cursor) -> list[str]:
+        """SOURCE/EPOCH/ROW of rows of a batch of `epoch`."""
+        del cursor
+        return [f"{ONLY_SOURCE}/{epoch}/{row}" for row in row_ids_N.tolist()]
 
     def state(self, cursor: Cursor) -> dict[str, Any]:
         """What a checkpoint keeps to go on at `cursor`: the same on every rank, under 300 bytes as canonical JSON.

@@ -126,6 +126,16 @@ class MixtureWalk:
         named = zip(self._names_K, self._read(cursor), self._stages[cursor.epoch].sources_K, strict=True)
         return {f"epoch_{name}": read / source.plan.rows for name, read, source in named}
 
+    def row_names(self, row_ids_N: Indices, epoch: int, cursor: Cursor) -> list[str]:
+        """SOURCE/EPOCH/ROW of rows of a batch, `cursor` being where its step ended; `epoch` says nothing here."""
+        del epoch
+        epoch_N, place_N = np.divmod(row_ids_N, 1 << _EPOCH_BITS)
+        end_K = np.cumsum([source.plan.rows for source in self._stages[cursor.epoch].sources_K])
+        source_N = np.searchsorted(end_K, place_N, side="right")
+        row_N = place_N - np.concatenate([[0], end_K])[source_N]
+        named = zip(source_N.tolist(), epoch_N.tolist(), row_N.tolist(), strict=True)
+        return [f"{self._names_K[k]}/{number}/{row}" for k, number, row in named]
+
     def state(self, cursor: Cursor) -> dict[str, Any]:
         """What a checkpoint keeps: the same on every rank, under 300 bytes as canonical JSON for four sources."""
         stage = self._stages[cursor.epoch]

@@ -110,9 +110,10 @@ def _write(plan: RowPlan, manifest: Manifest, split: str, path: Path) -> bool:
         # A name of its own: two runs may make the same plan at the same time, on two nodes.
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".partial", delete=False) as file:
             temporary = Path(file.name)
-            save_file(arrays, temporary, metadata)
-            os.fchmod(file.fileno(), 0o644)
-            os.fsync(file.fileno())
+        save_file(arrays, temporary, metadata)  # puts another file in its place, which its owner alone may read
+        temporary.chmod(0o644)
+        with temporary.open("rb") as whole:
+            os.fsync(whole.fileno())
         temporary.rename(path)
         fsync_folder(path.parent)
     except (OSError, SafetensorError) as error:
@@ -125,13 +126,16 @@ def _write(plan: RowPlan, manifest: Manifest, split: str, path: Path) -> bool:
 
 def _load_whole(path: Path, manifest: Manifest, split: str, rules: PackingRules) -> RowPlan | None:
     """The plan at `path` if it is there and every byte is as it was written."""
-    if not path.exists():
-        return None
     try:
         plan = _map(path, manifest, split, rules)
         if plan.digest != content_digest(**{name: getattr(plan, name) for name in _ARRAYS}):
             raise DataError("its content is not what its checksum says")
-    except (OSError, DataError) as error:
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        log.info("%s: the packing plan there is not used (%s).", path, error.strerror or error)
+        return None
+    except DataError as error:
         log.warning("%s: damaged packing plan (%s); it is made anew.", path, error)
         return None
     return plan

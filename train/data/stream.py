@@ -2,14 +2,18 @@
 
 import queue
 import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Protocol, Self
 
 import torch
 
 from train.data.batch import Batch
-from train.data.order import Cursor, Share
+from train.data.order import Cursor, Indices, Share
 from train.data.packing import RowPlan
 
+_NOTHING: Mapping[int, int] = MappingProxyType({})
 _STEPS_AHEAD = 2
 _STEPS_FETCHED_AHEAD = 8  # of those prepared
 
@@ -47,6 +51,9 @@ class Walk(Protocol):
     def damage(self) -> list[str]:
         """What was wrong with the damaged blocks that this rank met so far."""
 
+    def row_names(self, row_ids_N: Indices, epoch: int, cursor: Cursor) -> list[str]:
+        """SOURCE/EPOCH/ROW of rows (no fillers) of a batch of `epoch`, `cursor` being where its step ended."""
+
     def progress(self, cursor: Cursor) -> dict[str, float]:
         """Epochs done, for the metrics."""
 
@@ -61,10 +68,26 @@ class TrainStream:
     chosen its device. What was prepared and not consumed is lost without harm: the cursor alone says where to go on.
     """
 
-    def __init__(self, walk: Walk, share: Share, cursor: Cursor, step: int = 0) -> None:
-        """Begin at `cursor`, before optimizer step `step` (counted from 0)."""
+    def __init__(
+        self,
+        walk: Walk,
+        share: Share,
+        cursor: Cursor,
+        step: int = 0,
+        *,
+        sizes: Mapping[int, int] = _NOTHING,
+        skips: Mapping[int, int] = _NOTHING,
+    ) -> None:
+        """Begin at `cursor`, before optimizer step `step` (counted from 0).
+
+        `sizes` has the rows of a global batch from a step on, in rising order; before the first, those of `share`
+        hold. `skips` {k: n}: after k completed steps the cursor moves over the rows of n steps, which nobody reads.
+        The cursor that a step ends with lies before such a jump.
+        """
         self.walk = walk
         self._share = share
+        self._sizes = sizes
+        self._skips = skips
         self.cursor = cursor  # where it began
         self._step = step
         self._fetched = cursor, step  # up to here blocks were asked for
@@ -112,7 +135,7 @@ class TrainStream:
 
     def is_over(self, cursor: Cursor, step: int) -> bool:
         """Whether nothing is left to read at `cursor`, before optimizer step `step`."""
-        return self.walk.is_over(self.walk.at(cursor, step), self._share)
+        return self.walk.is_over(self._begin(cursor, step), self._share_at(step))
 
     def close(self) -> None:
         """Stop the prefetch thread and wait for it: at most the time of one step."""
@@ -120,6 +143,18 @@ class TrainStream:
         self._free_places.put(None)
         if self._thread.is_alive():
             self._thread.join()
+
+    def _begin(self, cursor: Cursor, step: int) -> Cursor:
+        """Where step `step` reads, when `cursor` is where the step before it ended."""
+        cursor = self.walk.at(cursor, step)
+        for skipped in range(step, step + self._skips.get(step, 0)):
+            # As many rows as the steps from here on had when they were read.
+            cursor = self.walk.advance(cursor, self._share_at(skipped))
+        return cursor
+
+    def _share_at(self, step: int) -> Share:
+        rows = [rows for at, rows in self._sizes.items() if at <= step]
+        return replace(self._share, global_batch_size=rows[-1]) if rows else self._share
 
     def _produce(self) -> None:
         try:
@@ -133,13 +168,13 @@ class TrainStream:
                 if self.is_over(cursor, self._step):
                     self._ready.put(StopIteration())
                     return
-                cursor = self.walk.at(cursor, self._step)
+                cursor, share = self._begin(cursor, self._step), self._share_at(self._step)
                 if self.walk.is_remote:
-                    self.walk.prefetch(cursor, self._share)  # what found no place when it was asked for ahead
+                    self.walk.prefetch(cursor, share)  # what found no place when it was asked for ahead
                     self._fetch_ahead()
                 self._step += 1
-                batches = self.walk.batches(cursor, self._share)
-                cursor = self.walk.advance(cursor, self._share)
+                batches = self.walk.batches(cursor, share)
+                cursor = self.walk.advance(cursor, share)
                 self._ready.put((batches, cursor))
         except BaseException as error:  # noqa: BLE001 - the consumer raises it, with this thread's traceback
             self._ready.put(error)
@@ -148,7 +183,7 @@ class TrainStream:
         """Ask for the blocks of the steps ahead: which they are is a function of the cursor alone."""
         cursor, step = self._fetched
         while step < self._step + _STEPS_FETCHED_AHEAD and not self.is_over(cursor, step):
-            cursor = self.walk.at(cursor, step)
-            self.walk.prefetch(cursor, self._share)
-            cursor, step = self.walk.advance(cursor, self._share), step + 1
+            cursor, share = self._begin(cursor, step), self._share_at(step)
+            self.walk.prefetch(cursor, share)
+            cursor, step = self.walk.advance(cursor, share), step + 1
         self._fetched = cursor, step

@@ -12,13 +12,19 @@ from train.config import (
     Batch,
     Config,
     Data,
+    LengthAt,
+    RowsAt,
     Run,
     Schedule,
+    Source,
+    WeightsAt,
     decay_steps,
     field_rows,
+    global_batch_size,
     gradient_accumulation_steps,
 )
 from train.config_file import differences, dump_config, load_config
+from train.training_data import stretches, token_shares
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PRESETS = sorted((REPOSITORY / "configs").glob("*.yaml"))
@@ -110,6 +116,12 @@ FILE_MISTAKES = {
     "raise the second",
     "batch: {global_batch_size: 20}": "batch.global_batch_size 20 is not divisible by batch.micro_batch_size 8: use a "
     "global batch of 16 or 24",
+    "batch: {global_batch_size_at: [{step: 9, rows: 20}]}": "batch.global_batch_size_at 20 (at step 9) is not "
+    "divisible by batch.micro_batch_size 8: use a global batch of 16 or 24",
+    "batch: {global_batch_size_at: [{step: 9, rows: 4}]}": "batch.micro_batch_size 8 is above "
+    "batch.global_batch_size_at 4 (at step 9): lower the first or raise the second",
+    "batch: {global_batch_size_at: [{step: 9, rows: 8}, {step: 5, rows: 16}]}": "batch.global_batch_size_at: the steps "
+    "9, 5 do not rise: put them in order",
     # YAML
     "run:\n  seed: 1\n steps: 2": "line 3: not valid YAML (expected <block end>, but found '<block mapping start>')",
     "run:\n  seed: 1\n  steps: 5\n  seed: 2": "line 4: not valid YAML (key seed is written twice, first on line 2)",
@@ -153,7 +165,7 @@ OVERRIDE_MISTAKES = {
     "--run.seed=1": "unknown key --run.seed (did you mean run.seed?)",
     "run.seed.x=1": "unknown key run.seed.x (did you mean run.seed?)",
     "=1": "unknown key  (known here: run, data, model, objective, batch, optimizer, schedule, engine, checkpoint, "
-    "validation, logging)",
+    "validation, logging, incidents, watchdog)",
     "optimizer.learning_rate=fast": "optimizer.learning_rate: 'fast' is not a number",
     "optimizer.betas=[0.9]": "optimizer.betas: [0.9] is not a list of two numbers",
     "run={seed: x}": "run.seed: 'x' is not a whole number",
@@ -345,6 +357,40 @@ def test_a_global_batch_that_does_not_divide_names_the_nearest_that_do(rows, wor
         f"batch.global_batch_size {rows} is not divisible by batch.micro_batch_size 8 x"
     )
     assert str(caught.value).endswith(way_out)
+
+
+def test_every_global_batch_of_the_run_must_divide_and_gives_its_accumulation_steps():
+    """Reference: quotients by hand, before, at and after a change; 48 rows are no multiple of 4 x 8."""
+    changes = (RowsAt(step=10, rows=48), RowsAt(step=20, rows=96))
+    config = Config(data=Data(path="x"), batch=Batch(global_batch_size=32, global_batch_size_at=changes))
+    steps = (0, 9, 10, 19, 20, 1000)
+    assert [global_batch_size(config.batch, step) for step in steps] == [32, 32, 48, 48, 96, 96]
+    assert [gradient_accumulation_steps(config, 2, step) for step in steps] == [2, 2, 3, 3, 6, 6]
+    with pytest.raises(UserError) as caught:
+        gradient_accumulation_steps(config, world_size=4)
+    assert str(caught.value) == (
+        "batch.global_batch_size_at 48 (at step 10) is not divisible by batch.micro_batch_size 8 x 4 devices = 32 "
+        "rows: use a global batch of 32 or 64"
+    )
+
+
+@pytest.mark.parametrize("same_tokens", [False, True])
+def test_the_tokens_of_a_source_count_every_step_with_its_rows_its_length_and_its_weights(same_tokens):
+    """Reference: the sum over the steps one by one."""
+    sources = (Source(name="a", path="a", weight=3), Source(name="b", path="b", weight=1))
+    weights, lengths = (WeightsAt(step=40, weights=(1, 1)),), (LengthAt(step=60, length=512),)
+    data = Data(sources=sources, sequence_length=128, weights_at=weights, sequence_length_at=lengths)
+    sizes = (RowsAt(step=10, rows=16), RowsAt(step=60, rows=64), RowsAt(step=200, rows=128))
+    batch = Batch(global_batch_size=8, global_batch_size_at=sizes, same_tokens_per_step=same_tokens)
+    config = Config(run=Run(steps=100), schedule=Schedule(warmup_steps=0), data=data, batch=batch)
+    assert stretches(config) == [(0, 10), (10, 40), (40, 60), (60, 100)]
+    tokens = [0.0, 0.0]
+    for step in range(100):
+        rows = 8 if step < 10 else 16 if step < 60 else 64
+        length = 128 if step < 60 or same_tokens else 512
+        for k, weight in enumerate((0.75, 0.25) if step < 40 else (0.5, 0.5)):
+            tokens[k] += rows * length * weight
+    assert token_shares(config) == pytest.approx([part / sum(tokens) for part in tokens])
 
 
 def test_the_closing_decay_is_a_tenth_of_the_run_unless_set():

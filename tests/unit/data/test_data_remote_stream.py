@@ -1,7 +1,7 @@
 """Training from a store: the rows of the local files, damage included, with few blocks open and few bytes kept."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from train.data.data_set import DataSet
 from train.data.epochs import EpochWalk
 from train.data.held_out import HeldOutRows
 from train.data.mixture import MixtureWalk, Stage
-from train.data.order import Cursor, Share, epoch_order
+from train.data.order import Cursor, Indices, Share, epoch_order
 from train.data.packing import PackingRules, plan_rows
 from train.data.plan_cache import load_plan, store_plan
 from train.data.reader import ShardReader
@@ -60,8 +60,8 @@ def contents(steps: list[Step]) -> list[object]:
     ]
 
 
-def run(walk: EpochWalk | MixtureWalk, steps: int, share: Share = SHARE) -> list[object]:
-    stream = TrainStream(walk, share, walk.start)
+def run(walk: EpochWalk | MixtureWalk, steps: int, share: Share = SHARE, skips: Mapping[int, int] = {}) -> list[object]:
+    stream = TrainStream(walk, share, walk.start, sizes={6: 24, 23: 6}, skips=skips)
     taken = contents(list(islice(stream, steps)))
     stream.close()
     return taken
@@ -97,6 +97,28 @@ def test_a_mixture_of_a_store_and_a_folder_is_the_mixture_of_folders(
         return MixtureWalk([Stage(0, tuple(walks), (3, 1)), Stage(20, tuple(walks), (1, 1))], ["a", "b"], seed=4)
 
     assert run(mixture(open_store(blocks, keep=8)), 60) == run(mixture(None), 60)
+
+
+def test_skipped_batches_of_a_mixture_are_jumped_over_and_not_fetched(
+    blocks: Manifest, open_store: Callable[..., BlockStore]
+) -> None:
+    """Reference: the mixture that reads all, without its steps 2 to 4; and no row of those is asked for ahead."""
+    asked = set()
+
+    class Walk(EpochWalk):
+        def prefetch_rows(self, row_N: Indices) -> None:
+            asked.update(row_N.tolist())
+            super().prefetch_rows(row_N)
+
+    plan = plan_rows(blocks, "train", RULES)
+    walks = EpochWalk(blocks, "train", plan, seed=4), Walk(blocks, "train", plan, seed=4, store=open_store(blocks))
+    stages = [[Stage(0, (walk,), (1,)), Stage(7, (walk,), (2,))] for walk in walks]
+    whole, remote = (MixtureWalk(stage, ["a"], seed=4) for stage in stages)
+    everything = run(whole, 8)
+    assert run(remote, 3, skips={2: 3}) == [*everything[:2], everything[5]]
+    skipped = {row for batches, _ in everything[2:5] for ids in batches for row in ids[3]}
+    assert len(skipped) == 18 and not skipped & asked
+    assert {row for batches, _ in everything[5:] for ids in batches for row in ids[3]} <= asked
 
 
 def test_held_out_rows_from_a_store_are_those_of_the_files(

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import Manifest
@@ -26,10 +28,12 @@ LENGTH = 48
 
 
 def open_stream(manifest: Manifest, cursor: Cursor = Cursor(0, 0), **changes: Any) -> TrainStream:  # noqa: B008
-    given = {"micro": 2, "size": 12, "rank": 0, "world_size": 1, "repeat": True} | changes
+    chosen = {"micro": 2, "size": 12, "rank": 0, "world_size": 1, "repeat": True, "step": 0} | changes
     plan = plan_rows(manifest, "train", PackingRules(LENGTH))
-    walk = EpochWalk(manifest, "train", plan, seed=11, repeat=given["repeat"])
-    return TrainStream(walk, Share(given["rank"], given["world_size"], given["micro"], given["size"]), cursor)
+    walk = EpochWalk(manifest, "train", plan, seed=11, repeat=chosen["repeat"])
+    share = Share(chosen["rank"], chosen["world_size"], chosen["micro"], chosen["size"])
+    schedule = {name: chosen[name] for name in ("sizes", "skips") if name in chosen}
+    return TrainStream(walk, share, cursor, chosen["step"], **schedule)
 
 
 def take(stream: TrainStream, steps: int) -> list[Step]:
@@ -205,6 +209,80 @@ def test_a_walk_that_does_not_repeat_ends_after_its_last_row(data_set: Manifest)
     assert sorted(row for row in rows if row >= 0) == list(range(stream.walk.plan.rows))
     assert list(stream) == []
     assert list(open_stream(data_set, Cursor(1, 0), repeat=False)) == []
+
+
+def rows_of(step: Step) -> list[int]:
+    """The rows of a global batch that one rank reads alone, in the order of the stream, without fillers."""
+    rows = torch.cat([batch.row_ids_D for batch in step[0]]).tolist()
+    return [row for row in dict.fromkeys(rows) if row >= 0]
+
+
+@pytest.mark.parametrize("resumed_at", [0, 3, 4, 9])
+def test_skipped_batches_are_jumped_over_by_the_step_behind_them(data_set: Manifest, resumed_at: int) -> None:
+    """Reference: the run that reads all, without its steps 3, 4 and 11, over the end of an epoch. A run that goes on
+    with as many completed steps as a jump has, goes over it."""
+    whole = all_contents(take(open_stream(data_set), 15))
+    expected = [step for number, step in enumerate(whole) if number not in (3, 4, 11)]
+    cursor = expected[resumed_at - 1][1] if resumed_at else Cursor(0, 0)
+    stream = open_stream(data_set, cursor, step=resumed_at, skips={3: 2, 9: 1})
+    assert all_contents(take(stream, 12 - resumed_at)) == expected[resumed_at:]
+    assert expected[-1][1].epoch == 1
+
+
+def test_a_jump_to_the_end_of_the_data_ends_a_walk_that_does_not_repeat(data_set: Manifest) -> None:
+    """Reference: the number of rows; one batch less is skipped and the last one is read."""
+    steps = -(-open_stream(data_set).walk.plan.rows // 12)
+    last = open_stream(data_set, repeat=False, skips={2: steps - 3})
+    *_, (_, cursor) = taken = list(last)
+    assert len(taken) == 3 and cursor == Cursor(1, 0)
+    over = open_stream(data_set, repeat=False, skips={2: steps - 2})
+    *_, (_, cursor) = taken = list(over)
+    assert len(taken) == 2 and cursor == Cursor(0, 24)
+    assert over.is_over(cursor, 2) and not over.is_over(cursor, 3) and not over.is_over(cursor, 1)
+
+
+@given(
+    legs=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 4)), min_size=1, max_size=6),
+    sizes=st.dictionaries(st.integers(1, 9), st.sampled_from([12, 24, 36, 96]), max_size=3),
+)
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_each_row_is_read_once_over_changes_of_the_batch_size_and_of_the_ranks(
+    data_set: Manifest, legs: list[tuple[int, int]], sizes: dict[int, int]
+) -> None:
+    """Reference: the order itself, one epoch after another, cut at the sizes, each epoch's last batch filled up. The
+    run stops after each leg and goes on with another number of ranks."""
+    sizes = dict(sorted(sizes.items()))
+    rows = open_stream(data_set).walk.plan.rows
+    cursor, step, begin, epoch = Cursor(0, 0), 0, 0, 0
+    for world_size, steps in legs:
+        streams = [
+            open_stream(data_set, cursor, step=step, rank=rank, world_size=world_size, sizes=sizes)
+            for rank in range(world_size)
+        ]
+        for _ in range(steps):
+            taken = [next(stream) for stream in streams]
+            size = [12, *(size for at, size in sizes.items() if at <= step)][-1]
+            order = epoch_order(streams[0].walk.plan.rows_B, 11, epoch)
+            expected = order.rows_at(np.arange(begin, min(begin + size, rows)))
+            assert sorted(row for one in taken for row in rows_of(one)) == sorted(expected.tolist())
+            assert {len(batches) * 2 * world_size for batches, _ in taken} == {size}
+            begin, epoch = (begin + size, epoch) if begin + size < rows else (0, epoch + 1)
+            (cursor,) = {after for _, after in taken}
+            assert cursor == Cursor(epoch, begin)
+            step += 1
+        for stream in streams:
+            stream.close()
+
+
+def test_a_jump_over_a_change_of_the_batch_size_passes_the_rows_of_the_steps(data_set: Manifest) -> None:
+    """Reference: the run that reads all; of its epoch, the rows of steps 3 and 4 alone are missing."""
+    sizes = {4: 24}
+    whole = take(open_stream(data_set, sizes=sizes, repeat=False), 100)
+    jumped = take(open_stream(data_set, sizes=sizes, repeat=False, skips={3: 2}), 100)
+    missing = set(rows_of(whole[3])) | set(rows_of(whole[4]))
+    assert len(missing) == 12 + 24
+    read = [row for step in jumped for row in rows_of(step)]
+    assert sorted([*read, *missing]) == list(range(open_stream(data_set).walk.plan.rows))
 
 
 def test_the_stream_leaves_the_global_generators_alone(data_set: Manifest) -> None:

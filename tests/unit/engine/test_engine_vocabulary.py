@@ -136,9 +136,28 @@ def test_the_sentences_say_what_will_happen(configure, vocabulary):
         "The training split packs into 50 rows of at most 16 tokens (25.00% unused): 7 steps per epoch, 14.29 epochs "
         "in 100 steps.",
         "The model has 0.00 M parameters (encoder 0.00 M) over a vocabulary of 16; objective mlm.",
-        "DeepSpeed ZeRO stage 1 in fp32, with gradient checkpointing.",
+        "DeepSpeed ZeRO stage 1 in fp32, with gradient checkpointing, adamw.",
         f"A model that knows only how often each token occurs has a loss of {vocabulary.unigram_entropy:.3f} nats.",
     ]
+
+
+def test_every_batch_size_of_the_run_is_said(configure, vocabulary):
+    """Reference: by hand: 24 rows = 2 x 2 x 6; of 32 tokens at the same tokens a step, 12 = 1 x 2 x 6; 10 steps of 8,
+    30 of 24 and 60 of 48 are 3,680 rows. What comes after the last step is not said."""
+    sizes = "batch.global_batch_size_at=[{step: 10, rows: 24}, {step: 40, rows: 48}, {step: 100, rows: 8}]"
+    longer = ["model.encoder.max_position_embeddings=32", "data.sequence_length_at=[{step: 20, length: 32}]"]
+    config = configure(sizes, *longer, "batch.same_tokens_per_step=true")
+    first, second, third, data, *_ = describe(config, 2, plan_of(50, 600), vocabulary)
+    assert first.startswith("Global batch 8 rows = 2 per device x 2 devices x 2 accumulation steps: at most 128 tokens")
+    assert second == (
+        "From step 10 on: global batch 24 rows = 2 per device x 2 devices x 6 accumulation steps: at most 384 tokens "
+        "per optimizer step."
+    )
+    assert third == (
+        "From step 40 on: global batch 24 rows = 1 per device x 2 devices x 12 accumulation steps: at most 768 tokens "
+        "per optimizer step."
+    )
+    assert data.endswith("(25.00% unused): about 73.60 epochs in 100 steps of these sizes.")
 
 
 def test_one_is_said_in_the_singular(configure, vocabulary):
