@@ -1,4 +1,7 @@
-"""Who am I among the ranks, and the few small host-side agreements between them."""
+"""Joining the other ranks, and the few small host-side agreements with them.
+
+Legend: R ranks.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,22 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
 from train.errors import BertmaeError, CheckpointError, DataError, NonFiniteError, StoppedError, UserError
+from train.mpi_address import with_address
 from train.pulse import WAITING, Pulse
+from train.rank_discovery import Place, discover
+from train.rendezvous import meet
 
 _Result = TypeVar("_Result")
 _ERRORS: dict[int, type[BertmaeError]] = {
     error.exit_code: error for error in (UserError, DataError, CheckpointError, NonFiniteError, StoppedError)
 }
+# gloo's words, and NCCL's, for the end of a process at the other end of a connection.
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 _TIMEOUT = timedelta(hours=2)  # above every limit of the watchdog, which tells more
+_PATIENCE = 300.0  # seconds: nodes that read their libraries from a slow file system start late
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +43,7 @@ class Ranks:
     device: torch.device
     host_group: dist.ProcessGroup | None  # gloo: agreements on the host never wait for the device
     pulse: Pulse = field(default_factory=Pulse, compare=False)
+    hosts_R: tuple[str, ...] = ()  # of all ranks
 
     def sum(self, values: Sequence[int]) -> list[int]:
         """Element-wise sum over all ranks of a few host integers."""
@@ -44,53 +54,69 @@ class Ranks:
             self.pulse.says(before)
         return [int(value) for value in total.tolist()]
 
+    def gather(self, text: str) -> list[str]:
+        """The texts of all ranks, in their order, on every rank."""
+        if self.world_size == 1:
+            return [text]
+        own = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        sizes_R = self.sum([own.numel() * (rank == self.rank) for rank in range(self.world_size)])
+        longest = max(1, *sizes_R)
+        padded_R = [torch.zeros(longest, dtype=torch.uint8) for _ in sizes_R]
+        own = torch.cat([own, own.new_zeros(longest - own.numel())])
+        dist.all_gather(padded_R, own, group=self.host_group)
+        return [bytes(padded[:size].numpy()).decode() for padded, size in zip(padded_R, sizes_R, strict=True)]
+
     def barrier(self) -> None:
         """Return once every rank has come here."""
         self.sum([0])
 
 
 def environment() -> tuple[int, int, int]:
-    """(rank, world size, local rank) as torchrun's variables say; a single process where there are none.
+    """(rank, world size, local rank) as the launcher says; a single process where there is none.
 
-    Raises UserError when only a part of the variables is there.
+    Raises UserError where the launcher's variables contradict each other.
     """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    missing = [name for name in names if name not in os.environ]
-    if len(missing) == len(names):
-        return 0, 1, 0
-    if missing:
-        raise UserError(f"{', '.join(missing)} not set beside the other torchrun variables: start with torchrun")
-    try:
-        rank, world_size, local_rank = (int(os.environ[name]) for name in names)
-    except ValueError as error:
-        raise UserError(f"RANK, WORLD_SIZE and LOCAL_RANK must be numbers: {error}") from error
-    return rank, world_size, local_rank
+    return discover(os.environ)[:3]
 
 
-def start() -> Ranks:
+def start(patience: float = _PATIENCE, timeout: timedelta = _TIMEOUT) -> Ranks:
     """Join the process group: NCCL between GPUs, gloo between CPU processes.
 
-    Raises UserError when torchrun's variables are there in part, or this node has fewer GPUs than ranks.
+    Waits `patience` seconds for the other ranks. Raises UserError where the launcher's variables contradict each other
+    or this node has fewer GPUs than ranks, BertmaeError naming the ranks that do not come.
     """
-    rank, world_size, local_rank = environment()
-    if world_size == 1 and not {"RANK", "MASTER_ADDR"} <= os.environ.keys():
-        # Alone, whatever MASTER_ADDR a login shell may hold.
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(local_rank)}
-    if "MASTER_ADDR" not in os.environ:
-        raise UserError("MASTER_ADDR not set beside the other torchrun variables: start with torchrun")
-    device = _device(local_rank)
+    pulse = Pulse()
+    pulse.start.done("imports")
+    place = _settle(discover(os.environ))
+    device = _device(0 if place.has_own_device else place.local_rank)
+    store, hosts_R = meet(place, device.type, patience)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(
         backend,
-        timeout=_TIMEOUT,
-        world_size=world_size,
-        rank=rank,
-        store=_store_of_this_start(),
+        timeout=timeout,
+        world_size=place.world_size,
+        rank=place.rank,
+        store=PrefixStore("group", store),
         device_id=device if device.type == "cuda" else None,
     )
-    host_group = dist.new_group(backend="gloo", timeout=_TIMEOUT) if backend == "nccl" else dist.group.WORLD
-    return Ranks(rank, world_size, local_rank, device, host_group)
+    host_group = dist.new_group(backend="gloo", timeout=timeout) if backend == "nccl" else dist.group.WORLD
+    pulse.start.done("rendezvous")
+    return Ranks(*place[:3], device, host_group, pulse, tuple(hosts_R))
+
+
+def _settle(place: Place) -> Place:
+    """Where rank 0 is; libraries find the same in torchrun's variables from here on."""
+    if place.world_size == 1 and not place.address:
+        # Alone, whatever MASTER_ADDR a login shell may hold.
+        place = place._replace(address="127.0.0.1", port=_free_port())
+    elif not place.address and place.launcher == "mpiexec":
+        place = with_address(place)
+    elif not place.address:
+        raise UserError("MASTER_ADDR not set beside the other torchrun variables: start with torchrun")
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    os.environ |= {name: str(number) for name, number in zip(names, place[:3], strict=True)}
+    os.environ |= {"MASTER_ADDR": place.address, "MASTER_PORT": str(place.port)}
+    return place
 
 
 def starts_before() -> int:
@@ -98,16 +124,9 @@ def starts_before() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
-def _store_of_this_start() -> PrefixStore | None:
-    """torchrun's store keeps the addresses of dead workers, and a restart would connect to them (pytorch#135712): here
-    is a part of it that they have not seen. None where the store is new, or another node may have counted otherwise.
-    """
-    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if not (shared and starts_before() and os.environ.get("GROUP_WORLD_SIZE") == "1"):
-        return None
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = TCPStore(address, port, is_master=False, timeout=_TIMEOUT, wait_for_workers=False)
-    return PrefixStore(f"start-{starts_before()}", store)
+def is_of_lost_rank(error: RuntimeError) -> bool:
+    """Whether a collective failed because another process ended: a line is enough, the cause is told elsewhere."""
+    return any(words in str(error) for words in _LOST)
 
 
 def finish() -> None:

@@ -20,6 +20,7 @@ if not torch.cuda.is_available():
 
 import deepspeed
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.utils import (
     logger,
     safe_get_local_fp32_param,
@@ -258,13 +259,25 @@ class Engine:
             torch.nn.utils.clip_grads_with_norm_(parameters, self._clipping, norm)
 
 
+def refuse_ds_config(ds_config: dict[str, Any]) -> None:
+    """Raises UserError for what DeepSpeed itself refuses of a configuration, without an engine."""
+    with _refusals(), contextlib.redirect_stdout(io.StringIO()):
+        DeepSpeedConfig(_copy(ds_config))
+
+
 def _initialize(module: Objective[Any], optimizer: torch.optim.Optimizer, ds_config: dict[str, Any]) -> Any:
     """DeepSpeed's engine; it changes the configuration it is given, hence the copy."""
+    with _refusals(), contextlib.redirect_stdout(io.StringIO()):  # its bf16 optimizer prints how much memory is in use
+        return deepspeed.initialize(
+            model=module, optimizer=optimizer, config=_copy(ds_config), dist_init_required=False
+        )[0]
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """What DeepSpeed refuses, as one line."""
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # its bf16 optimizer prints how much memory is in use
-            return deepspeed.initialize(
-                model=module, optimizer=optimizer, config=_copy(ds_config), dist_init_required=False
-            )[0]
+        yield
     except ValidationError as error:
         mistake = error.errors()[0]
         key = ".".join(str(part) for part in mistake["loc"])

@@ -6,6 +6,8 @@ import threading
 import time
 from typing import NamedTuple
 
+from train.start_times import StartTimes
+
 WAITING = "waits for the other ranks"
 
 
@@ -25,6 +27,7 @@ class Pulse:
     def __init__(self) -> None:
         self.said = Said("starts", time.monotonic())
         self.step: int | None = None
+        self.start = StartTimes()
         self.helper: int | None = None  # clock of a thread: while it works, so does the rank
 
     def says(self, doing: str) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from types import SimpleNamespace
 
 import torch
 
@@ -10,6 +11,7 @@ from train import distributed
 from train.distributed import on_first_rank, together
 from train.errors import BertmaeError, CheckpointError, DataError, UserError
 from train.monitor.recorder import summed
+from train.preflight.equality import refuse_differences
 
 
 def caught(ranks, error, agreement=together):
@@ -26,6 +28,11 @@ def caught(ranks, error, agreement=together):
     return None
 
 
+def data_set(is_other):
+    """As much of a data set as is compared."""
+    return SimpleNamespace(manifest=SimpleNamespace(identity="other" if is_other else "one"))
+
+
 def play(ranks):
     """What this rank saw of each agreement, by name."""
     rank, last = ranks.rank, ranks.world_size - 1
@@ -39,6 +46,10 @@ def play(ranks):
         "all fail": caught(ranks, UserError(f"of {rank}")),
         "two fail": caught(ranks, by_rank[rank]),
         "base": caught(ranks, BertmaeError("plain") if rank == 0 else None),
+        "gathered": ranks.gather("中" * rank),
+        "other data": caught(ranks, None, lambda ranks, _: refuse_differences(ranks, [data_set(rank == last)])),
+        "same data": refuse_differences(ranks, [data_set(False)]),
+        "hosts": ranks.hosts_R,
         "first fails": caught(ranks, CheckpointError("no room"), on_first_rank),
     }
     ranks.barrier()
@@ -56,6 +67,8 @@ def main():
     distributed.finish()
     sys.stdout.write(json.dumps(result) + "\n")
     sys.stdout.flush()
+    if sys.argv[1:] == ["exits"]:
+        return  # mpiexec takes another end for a failure
     # As train/__main__.py does: threads of the libraries now and then abort the interpreter's teardown.
     os._exit(0)
 

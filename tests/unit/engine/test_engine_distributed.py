@@ -1,7 +1,9 @@
 """The ranks and their agreements: an error on one is an error on all, and nobody is left waiting."""
 
 import json
+import os
 import re
+import shutil
 import socket
 
 import pytest
@@ -49,6 +51,13 @@ def test_ranks_agree(seen):
     assert everybody("one fails") == ["DataError", 3, True, f"of 中 {size - 1}"]
     assert everybody("all fail") == ["UserError", 2, True, "of 0"]
     assert everybody("two fail") == ["CheckpointError", 4, True, "of 1"]
+    assert everybody("gathered") == ["中" * i for i in ranks]
+    assert everybody("hosts") == [socket.gethostname()] * size
+    kind, code, everywhere, words = everybody("other data")
+    assert (kind, code, everywhere) == ("DataError", 3, True)
+    here = socket.gethostname()
+    assert words.startswith(f"data set: one for rank 0 on {here}, other for rank {size - 1} on {here}: ")
+    assert everybody("same data") == []
     assert everybody("first fails") == ["CheckpointError", 4, True, "no room"]
     assert everybody("base") == ["BertmaeError", 1, True, "plain"]
     assert everybody("summed") == [[[3 * 2.0**30 + 3, total, 2 * size]]] * 2
@@ -62,6 +71,24 @@ def test_a_single_process_starts_whatever_the_shell_holds(run_script):
     seen = json.loads(line)
     assert (seen["world_size"], seen["RANK"], seen["device"]) == (1, "0", "cpu")
     assert seen["one fails"] == ["DataError", 3, True, "of 中 0"]
+
+
+def test_the_tasks_of_srun_meet_without_torchrun(start_script):
+    """Reference: a world of two, from the variables of a step of two tasks on one node."""
+    step = {"SLURM_JOB_ID": os.getpid(), "SLURM_STEP_ID": 0, "SLURM_STEP_NUM_TASKS": 2, "SLURM_STEP_NUM_NODES": 1}
+    tasks = [start_script("ranks_worker", SLURM_PROCID=i, SLURM_LOCALID=i, **step) for i in range(2)]
+    ended = [json.loads(task.communicate(timeout=120)[0]) for task in tasks]
+    assert [(seen["RANK"], seen["world_size"], seen["after"]) for seen in ended] == [("0", 2, [2]), ("1", 2, [2])]
+
+
+@pytest.mark.skipif(shutil.which("mpiexec") is None, reason="no mpiexec on this machine")
+def test_the_processes_of_a_real_mpiexec_meet(run_script):
+    """Reference: a world of two, started by mpiexec itself."""
+    as_root = {"OMPI_ALLOW_RUN_AS_ROOT": 1, "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": 1}
+    as_root |= {"PRTE_ALLOW_RUN_AS_ROOT": 1, "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": 1}
+    lines = run_script("ranks_worker", "exits", wrapper=("mpiexec", "-n", "2"), **as_root)
+    ended = sorted((seen["RANK"], seen["world_size"], seen["after"]) for seen in map(json.loads, lines))
+    assert ended == [("0", 2, [2]), ("1", 2, [2])]
 
 
 def test_alone_the_agreements_are_what_the_action_gives():
