@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from train.errors import BertmaeError
+from train.errors import BertmaeError, UserError
 from train.launch import launch_listens, may_be_started_again, tell_launch
+from train.rank_discovery import adopt, may_speak
 
 _FIRST_RANK_SPEAKS = 30.0  # seconds that it may start later than the others
 
@@ -20,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = options.command(options)
     except BertmaeError as error:
-        if not error.everywhere or os.environ.get("RANK", "0") == "0":
+        if not error.everywhere or may_speak(os.environ):
             print(f"bertmae: {error}", file=sys.stderr)
         code = tell_launch(error.exit_code) if error.everywhere else error.exit_code
     except KeyboardInterrupt:
@@ -39,6 +41,11 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument("--dry-run", action="store_true", help="check everything, print what would happen, and end")
     pretrain.set_defaults(command=_pretrain)
 
+    check = commands.add_parser("check", help="what a run would meet here, a line each; nothing is trained or written")
+    check.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    check.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    check.set_defaults(command=_check)
+
     data = commands.add_parser(
         "data-report", help="what a run will read, and its first rows in words; nothing is written"
     )
@@ -52,6 +59,20 @@ def _parser() -> argparse.ArgumentParser:
     launch = commands.add_parser("launch", prefix_chars="\0", add_help=False, help="torchrun with our exit codes")
     launch.add_argument("arguments", nargs="*", metavar="[torchrun options] pretrain CONFIG.yaml [key.sub=value ...]")
     launch.set_defaults(command=_launch)
+
+    submit = commands.add_parser("submit", help="pretrain as a SLURM job that queues itself again until it is done")
+    submit.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    submit.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    submit.add_argument("--nodes", type=_positive, default=1, metavar="N")
+    submit.add_argument("--gpus-per-node", type=int, default=8, metavar="G", help="0 for nodes without (8)")
+    submit.add_argument("--processes-per-node", type=_positive, metavar="P", help="where they are not the GPUs")
+    submit.add_argument("--time", required=True, metavar="H:M:S", help="limit of a start, as sbatch takes it")
+    submit.add_argument("--save-seconds", type=_positive, default=180, metavar="S", help="of it, to save in (180)")
+    for option in ("account", "partition", "qos", "cpus-per-task", "mem", "constraint"):
+        submit.add_argument(f"--{option}", metavar="X", help="as sbatch takes it")
+    submit.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="another: --sbatch=--exclusive")
+    submit.add_argument("--dry-run", action="store_true", help="show the script and submit nothing")
+    submit.set_defaults(command=_submit)
 
     export = commands.add_parser("export", help="write a run's newest checkpoint as a transformers model")
     export.add_argument("run", type=Path, metavar="RUN")
@@ -93,6 +114,8 @@ def _pretrain(options: argparse.Namespace) -> int:
 
     stop = StopRequest()
     stop.install()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})  # `launch` blocks it until somebody listens
+    adopt(os.environ)
     limit = [f"run.max_minutes={options.max_minutes}"] if options.max_minutes is not None else []
     try:
         config = load_config(options.config, [*options.overrides, *limit])
@@ -117,8 +140,36 @@ def _pretrain(options: argparse.Namespace) -> int:
         if error.everywhere:
             distributed.finish()
         raise
+    except RuntimeError as error:
+        if distributed.is_of_lost_rank(error):
+            rank = os.environ.get("RANK", "0")
+            raise BertmaeError(f"rank {rank}: the connection to another rank is gone, which has ended") from error
+        raise
     distributed.finish()
     return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from train.config_file import load_config
+    from train.monitor.logs import start_logging
+
+    adopt(os.environ)
+    try:
+        config = load_config(options.config, options.overrides)
+    except BertmaeError as error:
+        error.everywhere = True  # every rank reads the same words
+        raise
+    start_logging(int(os.environ.get("RANK", "0")))
+    from train import distributed
+    from train.preflight.check import check
+
+    code = 0
+    for finding in check(config):
+        if finding.text:
+            print(finding, flush=True)
+        code = tell_launch(UserError.exit_code) if finding.level == "wrong" else code
+    distributed.finish()
+    return code
 
 
 def _data_report(options: argparse.Namespace) -> int:
@@ -140,6 +191,26 @@ def _launch(options: argparse.Namespace) -> int:
     from train.launch import launch
 
     return launch(options.arguments)
+
+
+def _submit(options: argparse.Namespace) -> int:
+    from train.config_file import load_config
+    from train.submit import Job, submit
+
+    named = ("account", "partition", "qos", "cpus_per_task", "mem", "constraint")
+    given = {name.replace("_", "-"): getattr(options, name) for name in named}
+    others = [f"--{name}={value}" for name, value in given.items() if value is not None] + options.sbatch
+    gpus, processes = options.gpus_per_node, options.processes_per_node
+    job = Job(options.nodes, gpus, processes, options.time, options.save_seconds, tuple(others))
+    for sentence in submit(load_config(options.config, options.overrides), job, dry_run=options.dry_run):
+        print(sentence)
+    return 0
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from train.errors import BertmaeError, CheckpointError, DataError, NonFiniteError, StoppedError, UserError
@@ -20,8 +23,9 @@ def launch(arguments: Sequence[str]) -> int:
     """Run `python -m train` under torchrun: its options come first, then our command. Returns the exit code.
 
     Without a rendezvous among the options it is `--standalone`: one node, a free port. A request to stop (TERM, INT)
-    reaches the workers, which have 30 s to commit a checkpoint.
+    reaches the workers, which have 30 s to commit a checkpoint; USR1, a scheduler's early one, sets no such limit.
     """
+    _pass_on_usr1()
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -65,9 +69,23 @@ def may_be_started_again() -> None:
     os.environ.pop(_VERDICT, None)
 
 
+def _pass_on_usr1() -> None:
+    """torchrun would be killed by it. Blocked from here on, in the workers too: it waits until they can hear it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    threading.Thread(target=_usr1_to_workers, daemon=True).start()
+
+
+def _usr1_to_workers() -> None:
+    while True:
+        signal.sigwait({signal.SIGUSR1})
+        for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+            with suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGUSR1)
+
+
 def _torchrun_arguments(arguments: Sequence[str]) -> list[str]:
     """Our command becomes `-m train COMMAND`, with torchrun's options in front."""
-    commands = [i for i, word in enumerate(arguments) if word in ("pretrain",)]
+    commands = [i for i, word in enumerate(arguments) if word in ("pretrain", "check")]
     if not commands:
         raise UserError("launch: name the command to start, as in: launch --nproc-per-node 2 pretrain CONFIG.yaml")
     options, rest = list(arguments[: commands[0]]), list(arguments[commands[0] :])

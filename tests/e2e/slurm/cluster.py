@@ -1,0 +1,258 @@
+"""A real SLURM of several nodes on this machine, for as long as the body of `cluster` runs.
+
+Every node is a set of namespaces with an address, a host name and a /dev/shm of its own, so that it can lose its power
+or its cable. All of it lies in one folder and ends with it; nothing of the machine's own set-up is touched.
+"""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
+FREEZER = Path("/sys/fs/cgroup/freezer/release_agent")
+GPUS = 2  # of each node; they are /dev/null, which SLURM hands out like real ones
+PATIENCE = 60  # seconds
+
+CONF = """\
+ClusterName={tag}
+SlurmctldHost={host}({address}.254)
+SlurmctldPort={port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+TmpFS={folder}/tmp-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/log/slurmctld.log
+SlurmdLogFile={folder}/log/slurmd-%n.log
+MailProg=/bin/true
+MpiDefault=none
+ProctrackType={proctrack}
+TaskPlugin=task/none
+SwitchType=switch/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SlurmdParameters=config_overrides
+SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+ReturnToService=1
+SlurmctldTimeout=10
+SlurmdTimeout=10
+MessageTimeout=10
+KillWait=30
+UnkillableStepTimeout=60
+GresTypes=gpu
+NodeName=DEFAULT CPUs=16 RealMemory=64000 Gres=gpu:{gpus} State=UNKNOWN
+{nodes}
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1
+PartitionName=high Nodes=ALL MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
+"""
+CGROUP = "CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\nCgroupAutomount=yes\n"
+# What is process 1 of a node: slurmd, and somebody who waits for orphans. $1 folder, $2 name.
+NODE = """
+hostname "$2"
+mount --bind "$1/hosts" /etc/hosts && mount --bind "$1/nsswitch.conf" /etc/nsswitch.conf
+mount -t tmpfs tmpfs /dev/shm
+slurmd -D -N "$2" &
+while :; do wait -n; sleep 0.2; done
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """`nodes` are the names of the nodes; `environment` is what the commands of SLURM need to find this one."""
+
+    folder: Path
+    number: int
+    nodes: tuple[str, ...]
+    power: dict[str, subprocess.Popen] = field(default_factory=dict)  # of each node: with it all its processes end
+
+    @property
+    def tag(self) -> str:
+        """The beginning of the names of nodes and network devices; the latter may have 15 letters."""
+        return f"b{self.number}"
+
+    @property
+    def address(self) -> str:
+        """The first three numbers of the nodes' addresses."""
+        return f"10.{100 + self.number // 250}.{self.number % 250}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"SLURM_CONF": str(self.folder / "slurm.conf")}
+
+    def ask(self, *words: object) -> str:
+        """What a command of SLURM prints; an error of it is ours."""
+        program = list(map(str, words))
+        done = subprocess.run(
+            program, env=os.environ | self.environment, capture_output=True, text=True, timeout=PATIENCE
+        )
+        assert done.returncode == 0, f"{program}: {done.stderr}"
+        return done.stdout
+
+    def job(self, number: str) -> dict[str, str]:
+        """The fields of `scontrol show job`."""
+        words = self.ask("scontrol", "show", "job", "-o", number).split()
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def lose_power(self, node: str) -> None:
+        """Every process of the node is killed at once."""
+        self.power[node].kill()
+
+    def plug(self, node: str, *, cable: bool) -> None:
+        """Pull the node's cable, or put it back."""
+        _run("ip", "link", "set", f"{self.tag}v{self.nodes.index(node) + 1}", "up" if cable else "down")
+
+
+def why_not() -> str | None:
+    """Why there can be no cluster here; installs Debian's packages where only they are missing."""
+    if os.geteuid() != 0:
+        return "a SLURM of several nodes needs root"
+    if not Path("/etc/debian_version").exists():
+        return "a SLURM of several nodes is made of Debian's packages"
+    if any(shutil.which(name) is None for name in (*PROGRAMS, "ip")):
+        with suppress(OSError, subprocess.SubprocessError):
+            install = ["apt-get", "install", "-qq", "--no-install-recommends", *PACKAGES, "iproute2"]
+            for words in (["apt-get", "update", "-qq"], install):
+                _run(*words, environment={"DEBIAN_FRONTEND": "noninteractive"}, patience=180)
+    missing = [name for name in (*PROGRAMS, "ip") if shutil.which(name) is None]
+    if missing:
+        return f"{', '.join(missing)} missing, and apt-get install {' '.join(PACKAGES)} iproute2 did not bring them"
+    try:
+        _run("unshare", "--net", "--uts", "--ipc", "--mount", "--pid", "--fork", "--mount-proc", "true")
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"no namespaces for nodes here ({error})"
+    return None
+
+
+@contextmanager
+def cluster(nodes: int) -> Iterator[Cluster]:
+    """Start it, wait until every node is idle, and end all that ran in it. Several may run on a machine at once."""
+    number = random.SystemRandom().randrange(20_000)  # several may run at once
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # munge wants one in which all may look, with a short name
+    made = Cluster(folder, number, tuple(f"b{number}n{i + 1}" for i in range(nodes)))
+    _write_files(made)
+    try:
+        _start_controller(made)
+        for name in made.nodes:
+            _start_node(made, name)
+        _wait_for(lambda: made.ask("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N").count("\n") == nodes)
+        yield made
+    finally:
+        _end(made)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_files(made: Cluster) -> None:
+    folder, host = made.folder, os.uname().nodename.partition(".")[0]
+    for name in (
+        "munge",
+        "state",
+        "log",
+        "dev",
+        *(f"{kind}-{node}" for node in made.nodes for kind in ("spool", "tmp")),
+    ):
+        (folder / name).mkdir(parents=True)
+    folder.chmod(0o755)
+    for i in range(GPUS):
+        os.mknod(folder / "dev" / f"nvidia{i}", 0o20666, os.makedev(1, 3))
+    (folder / "munge" / "key").write_bytes(os.urandom(128))
+    (folder / "munge" / "key").chmod(0o600)
+    hosts = [f"{made.address}.{i} {name}" for i, name in enumerate(made.nodes, start=1)]
+    (folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", f"{made.address}.254 {host}", *hosts]) + "\n")
+    (folder / "nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files\n")  # no server is asked in vain
+    port = 17000 + made.number % 4000 * 2
+    lines = [
+        f"NodeName={name} NodeHostname={name} NodeAddr={made.address}.{i} Port={port + 1}"
+        for i, name in enumerate(made.nodes, start=1)
+    ]
+    cgroup = os.access(FREEZER, os.W_OK)
+    settings = {"tag": made.tag, "host": host, "address": made.address, "port": port, "folder": folder, "gpus": GPUS}
+    settings |= {"proctrack": "proctrack/cgroup" if cgroup else "proctrack/linuxproc", "nodes": "\n".join(lines)}
+    (folder / "slurm.conf").write_text(CONF.format(**settings))
+    names = f"{made.tag}n[1-{len(made.nodes)}]"
+    (folder / "gres.conf").write_text(f"NodeName={names} Name=gpu File={folder}/dev/nvidia[0-{GPUS - 1}]\n")
+    if cgroup:
+        (folder / "cgroup.conf").write_text(CGROUP)
+
+
+def _start_controller(made: Cluster) -> None:
+    folder, munge = made.folder, made.folder / "munge"
+    files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+    _run("munged", *(f"--{option}={munge / name}" for option, name in files.items()))
+    _run("ip", "link", "add", f"{made.tag}br", "type", "bridge")
+    _run("ip", "address", "add", f"{made.address}.254/24", "dev", f"{made.tag}br")
+    _run("ip", "link", "set", f"{made.tag}br", "up")
+    _run("slurmctld", "-c", environment={"SLURM_CONF": str(folder / "slurm.conf")})
+
+
+def _start_node(made: Cluster, name: str) -> None:
+    number = made.nodes.index(name) + 1
+    cable = f"{made.tag}v{number}"
+    _run("ip", "netns", "add", name)
+    _run("ip", "link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", name)
+    _run("ip", "link", "set", cable, "master", f"{made.tag}br", "up")
+    _run("ip", "-n", name, "address", "add", f"{made.address}.{number}/24", "dev", "eth0")
+    for device in ("lo", "eth0"):
+        _run("ip", "-n", name, "link", "set", device, "up")
+    # `ip netns exec` would mount another /sys, in which slurmd finds no cgroups.
+    program = ["nsenter", f"--net=/run/netns/{name}", "unshare", "--uts", "--ipc", "--mount", "--pid", "--fork"]
+    program += ["--kill-child", "--mount-proc", "--propagation", "private", "bash", "-c", NODE, "node"]
+    with (made.folder / "log" / f"{name}.txt").open("ab") as log:
+        made.power[name] = subprocess.Popen(
+            [*program, str(made.folder), name],
+            env=os.environ | made.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def _end(made: Cluster) -> None:
+    """What was never started is no error."""
+    for node in made.power.values():
+        node.kill()
+        node.wait()
+    for file in (made.folder / "slurmctld.pid", made.folder / "munge" / "pid"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            os.kill(int(file.read_text()), signal.SIGKILL)
+    for name in made.nodes:
+        subprocess.run(["ip", "netns", "del", name], capture_output=True)
+        subprocess.run(["ip", "link", "del", f"{made.tag}v{made.nodes.index(name) + 1}"], capture_output=True)
+    subprocess.run(["ip", "link", "del", f"{made.tag}br"], capture_output=True)
+    for name in made.nodes:
+        for group in sorted(Path("/sys/fs/cgroup").glob(f"*/slurm_{name}"), reverse=True):
+            for inner, _, _ in sorted(os.walk(group), reverse=True):
+                with suppress(OSError):
+                    Path(inner).rmdir()
+
+
+def _run(*words: str, environment: dict[str, str] | None = None, patience: float = PATIENCE) -> None:
+    done = subprocess.run(words, env=os.environ | (environment or {}), capture_output=True, text=True, timeout=patience)
+    if done.returncode:
+        raise subprocess.SubprocessError(f"{' '.join(words)}: {done.stderr.strip()}")
+
+
+def _wait_for(condition) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError("the cluster did not come up")
+        time.sleep(0.05)
