@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 
 from data_pipeline.durable import fsync_folder, write_whole
 from train.errors import CheckpointError, UserError
+from train.monitor.logs import log
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -96,7 +97,10 @@ def finish_commit(final: Path, keep_last: int, *, keep_every: int | None = None,
     write_whole(folder / "latest", f"{final.name}\n".encode())
     if keep_best and (best := lowest_loss(folder, step)):
         write_whole(folder / "best", f"{best[1]}\n".encode())
-    _prune(folder, final, keep_last, keep_every)
+    try:
+        _prune(folder, final, keep_last, keep_every)
+    except OSError as error:
+        log.warning("%s: cannot be removed (%s), so it stays", error.filename or folder, error.strerror)
 
 
 def lowest_loss(folder: Path, step: int) -> tuple[float, str] | None:

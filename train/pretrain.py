@@ -32,6 +32,9 @@ from train.monitor.logs import add_rank_file, log
 from train.monitor.metrics import last_step
 from train.monitor.recorder import Recorder, Writers
 from train.objectives import build_objective
+from train.ownership import own
+from train.preflight.equality import refuse_differences
+from train.preflight.folder import room
 from train.signals import StopRequest, who_asked
 from train.training_data import (
     SPLIT,
@@ -75,7 +78,7 @@ def pretrain(config: Config, stop: StopRequest) -> None:
     ranks = distributed.start()
     _stop_early(config, ranks, stop)
     run = Path(config.run.directory)
-    with together(ranks, lambda: run_directory.lock(run) if ranks.rank == 0 else nullcontext()):
+    with together(ranks, lambda: own(run) if ranks.rank == 0 else nullcontext()):
         together(ranks, lambda: add_rank_file(run, ranks.rank))
         with watch_over(config, ranks):
             _open_and_go_on(config, ranks, stop)
@@ -118,6 +121,8 @@ def _go_on(config: Config, ranks: Ranks, sets: list[DataSet], stop: StopRequest)
     """From where the run folder says, unless all steps are done."""
     run = Path(config.run.directory)
     manifests = [data_set.manifest for data_set in sets]
+    for sentence in refuse_differences(ranks, sets):
+        log.warning(sentence)
     vocabulary = together(ranks, lambda: load_vocabulary(*manifests, shares=token_shares(config)))
     ds_config = together(ranks, lambda: load_ds_config(config, ranks.world_size))
     resume = _resume(config, ranks, run, ds_config, sets[0].manifest.tokenizer_folder)
@@ -149,7 +154,8 @@ def _resume(config: Config, ranks: Ranks, run: Path, ds_config: dict[str, Any], 
 
     def decide() -> dict[str, Any]:
         rewind.carry_out(run)
-        found, problems = resume_point(run / "checkpoints", last_step(run / "metrics.jsonl"))
+        done = last_step(run / "metrics.jsonl")
+        found, problems = resume_point(run / "checkpoints", done)
         begun = found is not None
         if not begun:
             rewind.forget(run)
@@ -157,13 +163,23 @@ def _resume(config: Config, ranks: Ranks, run: Path, ds_config: dict[str, Any], 
         chosen = None if found is None else {"path": str(found.path), "state": found.state}
         if found is not None:
             write_missing_export(config, found)
-        return {"chosen": chosen, "sentences": changes + [f"Not used: {problem}." for problem in problems]}
+        sentences = changes + [f"Not used: {problem}." for problem in problems] + _compared(found, done, run)
+        return {"chosen": chosen, "sentences": sentences}
 
     decision = on_first_rank(ranks, decide)
     for sentence in decision["sentences"]:
         log.warning(sentence)
     chosen = decision["chosen"]
     return Checkpoint(Path(chosen["path"]), chosen["state"]) if chosen else None
+
+
+def _compared(found: Checkpoint | None, done: int, run: Path) -> list[str]:
+    """What lies beside the checkpoint: steps that are done again, records that are gone."""
+    if found is None or found.step == done:
+        return []
+    if found.step < done:
+        return [f"Steps {found.step + 1:,} to {done:,} came after {found.path.name} and are done again."]
+    return [f"{run}/metrics.jsonl ends at step {done:,}, the run is at {found.step:,}: the records between are gone."]
 
 
 def _open_stream(config: Config, ranks: Ranks, sets: list[DataSet], resume: Checkpoint | None) -> TrainStream:
@@ -217,11 +233,13 @@ def _train(
     resume: Checkpoint | None,
     stop: StopRequest,
 ) -> None:
+    ranks.pulse.start.done("data")
     # DeepSpeed takes seconds to import; a mistyped path should not wait for it.
     from train.engine import MOMENTS, Engine
     from train.training import Position, Training
     from train.validation import open_held_out
 
+    ranks.pulse.start.done("imports")
     for sentence in describe(config, ranks.world_size, stream.walk.plans, vocabulary):
         log.info(sentence)
     sentences, warnings = describe_cache(config, sets)
@@ -233,12 +251,16 @@ def _train(
     ranks.pulse.says("builds the model")
     ranks.pulse.step = None  # until the first one of this model, which may have to be compiled
     module = build_objective(config, vocabulary)
+    space = room(config, sum(parameter.numel() for parameter in module.parameters()))
+    if space.level == "warning":
+        log.warning(space.text)
     if resume:
         together(ranks, lambda: load_weights(module, resume.path))
     elif config.model.pretrained:
         tokenizer = sets[0].manifest.tokenizer_folder
         for sentence in together(ranks, lambda: load_pretrained(module.encoder, config.model, tokenizer)):
             log.info(sentence)
+    ranks.pulse.start.done("model")
     engine = Engine(module, config, ds_config, ranks)
     position = Position(cursor=stream.cursor)
     if resume:
@@ -247,6 +269,7 @@ def _train(
         engine.load_loss_scale(resume.state.get("loss_scale", {}))
         position = Position.of(resume.state, stream.cursor)
         log.info("Going on from %s (step %d, %s tokens seen).", resume.path, resume.step, f"{position.tokens_seen:,}")
+    ranks.pulse.start.done("engine")
     writers = together(ranks, lambda: _writers(config, position.step) if ranks.rank == 0 else None)
     recorder = Recorder(ranks, module.heads, module.weights(), writers)
     held_out = together(ranks, lambda: [open_held_out(data_set, config, ranks) for data_set in sets])

@@ -74,8 +74,10 @@ def settle(
     changes = []
     if not begun:
         shutil.rmtree(run / "tokenizer", ignore_errors=True)
-    elif path.exists():
-        before = load_config(path, [])
+    elif not path.exists():
+        changes = [f"{path} is missing: what changed since the last start is not known."]
+    else:
+        before = _before(path)
         for key, old, new in differences(before, config, _FIXED):
             raise UserError(
                 f"{run} holds a run with {key} = {old}, the configuration says {new}: "
@@ -87,6 +89,14 @@ def settle(
     write_whole(run / "ds_config.json", (json.dumps(ds_config, indent=2) + "\n").encode())
     _copy_tokenizer(tokenizer_folder, run / "tokenizer")
     return changes
+
+
+def _before(path: Path) -> Config:
+    """The configuration of the last start. Raises UserError where it is damaged."""
+    try:
+        return load_config(path, [])
+    except UserError as error:
+        raise UserError(f"{error} (the run's own record of its last start: bring it back, or remove it)") from error
 
 
 def _sweep(run: Path) -> None:

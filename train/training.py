@@ -34,6 +34,7 @@ from train.monitor.progress import duration
 from train.monitor.recorder import Recorder, StepSums
 from train.objectives.rng import hash_integers
 from train.optimizer import learning_rate
+from train.ownership import refuse_another
 from train.provenance import provenance
 from train.rewind import GoBack, decide, last_applied
 from train.saving import Saves
@@ -119,11 +120,14 @@ class Training:
         if first_step == 0:
             # Proves the disk before the first hour is spent; from here on a missing checkpoint is an error.
             self._save_whole()
+        self.ranks.pulse.start.done("first checkpoint")
         self.saved_step = first_step
         self.recorder.go_on()
         while not self._is_over():
             if not self.step(stop):
                 self._stop(stop)
+            if sentence := self.ranks.pulse.start.end("first step"):
+                log.info(sentence)
             last = self._is_over()
             if last or position.step % config.validation.interval_steps == 0:
                 self.validate(stop)
@@ -324,6 +328,7 @@ class Training:
         if self.recorder.writers:
             with writing(self._folder.with_name("metrics.jsonl")):
                 self.recorder.writers.sync()
+        refuse_another(self._folder.parent)
         keep = self.config.checkpoint
         path = save_checkpoint(
             self._folder,

@@ -140,6 +140,7 @@ def test_stopped_processes_are_gone_in_time(disturbed):
     assert all(LIMIT / 2 < seconds < LIMIT + MOST_SECONDS for seconds in disturbed.seconds), disturbed.seconds
 
 
+@pytest.mark.slow
 def test_what_takes_long_and_lives_is_left_alone(tiny, tmp_path):
     """Reference: the parts of rank 0 that are made to take longer than the limit, each; the other rank waits for it.
 

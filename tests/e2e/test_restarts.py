@@ -107,6 +107,7 @@ def test_what_would_happen_again_is_not_started_again(undisturbed, tiny, changed
     assert "Start 2" not in done.stdout and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_torchrun_itself_repeats_a_mistake_once_for_each_restart(tiny, tmp_path):
     """Reference: the same clear line twice; torchrun knows no exit codes, and its own is 1."""
     options = ["--standalone", "--nproc-per-node", 2, "--max-restarts", 1, "-m", "train", "pretrain"]

@@ -1,6 +1,5 @@
-"""LAMB and StableAdamW learn more from real text than how often each token occurs."""
+"""LAMB learns more from real text than how often each token occurs; StableAdamW does in the preset modernbert-base."""
 
-import pytest
 import test_presets_learn
 import torch
 from test_presets_learn import LAST, PRESETS, SMALL, manifest, trained  # noqa: F401
@@ -10,16 +9,14 @@ from train.objectives import build_objective
 from train.vocabulary import load_vocabulary
 
 BERT = next(path for path in PRESETS if path.stem == "bert-base")
-SETTINGS = {"lamb": ["optimizer.learning_rate=1e-2"], "stable-adamw": ["optimizer.learning_rate=3e-3"]}
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_an_optimizer_becomes_better_than_the_token_frequencies(name, manifest, monkeypatch):  # noqa: F811
+def test_lamb_becomes_better_than_the_token_frequencies(manifest, monkeypatch):  # noqa: F811
     """Reference: the entropy of the token frequencies in nats; the mean of the last 50 of 200 steps of 2,048 tokens.
-    Measured after 300: 5.25 of the tokens, 4.76 of lamb, 4.72 of stable-adamw."""
+    Measured after 300: 5.25 of the tokens, 4.76 of lamb."""
     torch.set_num_threads(1)
     monkeypatch.setattr(test_presets_learn, "STEPS", 200)
-    settings = [f"data.path={manifest.directory}", *SMALL, f"optimizer.name={name}", *SETTINGS[name]]
+    settings = [f"data.path={manifest.directory}", *SMALL, "optimizer.name=lamb", "optimizer.learning_rate=1e-2"]
     config = load_config(BERT, settings)
     vocabulary = load_vocabulary(manifest)
     torch.manual_seed(0)

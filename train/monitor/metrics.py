@@ -47,11 +47,17 @@ def last_step(path: Path) -> int:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics file; a torn last line, as a killed run may leave it, is left out."""
+    """The records of a metrics file; a torn last line, as a killed run may leave it, is left out.
+
+    Raises UserError where it cannot be read.
+    """
     if not path.exists():
         return []
-    with path.open("rb") as file:
-        parsed = [_parse(line) for line in file]
+    try:
+        with path.open("rb") as file:
+            parsed = [_parse(line) for line in file]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     return [record for record in parsed if record is not None]
 
 

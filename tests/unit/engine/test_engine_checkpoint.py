@@ -1,5 +1,6 @@
 """Checkpoints: whole or absent, verified, and never silently a start from zero."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -285,6 +286,28 @@ def test_the_checkpoint_just_written_stays_though_damaged_ones_are_newer(tmp_pat
     assert verify(tmp_path / "step-00000010") is None
     save(tmp_path, 20, keep_last=1)
     assert newest_whole(tmp_path)[0].step == 20
+
+
+def test_one_that_cannot_be_removed_stays_and_the_new_one_counts(tmp_path, monkeypatch):
+    """Reference: the folder that the system does not let go, as an NFS server may; the one after is whole."""
+
+    def refuse(path):
+        raise OSError(errno.EBUSY, "Device or resource busy", str(path))
+
+    save(tmp_path, 10, keep_last=1)
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    save(tmp_path, 20, keep_last=1)
+    monkeypatch.undo()
+    assert newest_whole(tmp_path)[0].step == 20
+    assert steps_in(tmp_path) == [10, 20]
+    assert (tmp_path / "latest").read_text() == "step-00000020\n"
+
+
+def test_all_files_are_readable_as_those_that_python_writes(tmp_path):
+    """Reference: the mode of state.json; safetensors gives its files to their owner alone."""
+    save(tmp_path, 10)
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "step-00000010").iterdir()}
+    assert len(modes) == 5 and set(modes.values()) == {modes["state.json"]}
 
 
 def test_a_copy_under_another_name_is_never_counted_or_removed(tmp_path):

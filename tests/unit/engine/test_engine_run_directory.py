@@ -42,7 +42,7 @@ def holder(start_script):
 def test_the_folder_holds_the_whole_configuration_and_the_tokenizer(run, tokenizer, configure):
     """Reference: what was given, read back."""
     config = configure("run.seed=9")
-    assert settle(run, config, {"bf16": {"enabled": False}}, tokenizer) == []
+    assert settle(run, config, {"bf16": {"enabled": False}}, tokenizer, begun=False) == []
     assert load_config(run / "config.yaml") == config
     assert (run / "ds_config.json").read_text() == '{\n  "bf16": {\n    "enabled": false\n  }\n}\n'
     assert (run / "tokenizer" / "vocab.txt").read_text() == "[PAD]\n"
@@ -100,10 +100,20 @@ def test_what_may_change_is_taken_and_told(run, tokenizer, configure):
 
 
 def test_a_damaged_configuration_of_the_run_is_named(run, tokenizer, configure):
-    """Reference: the path of the file."""
+    """Reference: the path of the file, and that it is not the one that the user wrote."""
     (run / "config.yaml").write_text("run: [\n")
-    with pytest.raises(UserError, match=r"config\.yaml"):
+    with pytest.raises(UserError, match=r"config\.yaml.*own record of its last start"):
         settle(run, configure(), {}, tokenizer)
+
+
+def test_a_missing_configuration_of_a_run_that_began_is_told(run, tokenizer, configure):
+    """Reference: a run that never began, of which nothing is missing."""
+    assert settle(run, configure(), {}, tokenizer, begun=False) == []
+    (run / "config.yaml").unlink()
+    assert settle(run, configure(), {}, tokenizer) == [
+        f"{run / 'config.yaml'} is missing: what changed since the last start is not known."
+    ]
+    assert settle(run, configure(), {}, tokenizer) == []
 
 
 def test_a_tokenizer_that_cannot_be_copied_leaves_no_half_copy(run, tokenizer, configure):
