@@ -126,7 +126,7 @@ def _go_on(config: Config, ranks: Ranks, sets: list[DataSet], stop: StopRequest)
     vocabulary = together(ranks, lambda: load_vocabulary(*manifests, shares=token_shares(config)))
     ds_config = together(ranks, lambda: load_ds_config(config, ranks.world_size))
     resume = _resume(config, ranks, run, ds_config, sets[0].manifest.tokenizer_folder)
-    if resume is not None and resume.step >= config.run.steps:
+    if resume is not None and resume.step >= config.run.steps and "unfinished" not in resume.state:
         if ranks.rank == 0:
             _finish_last_commit(config, resume.path)
         log.info("Nothing to do: %s has all its %d steps (%s).", run, config.run.steps, resume.path)
@@ -175,7 +175,7 @@ def _resume(config: Config, ranks: Ranks, run: Path, ds_config: dict[str, Any], 
 
 def _compared(found: Checkpoint | None, done: int, run: Path) -> list[str]:
     """What lies beside the checkpoint: steps that are done again, records that are gone."""
-    if found is None or found.step == done:
+    if found is None or done in (found.step, found.step - ("unfinished" in found.state)):
         return []
     if found.step < done:
         return [f"Steps {found.step + 1:,} to {done:,} came after {found.path.name} and are done again."]
@@ -270,8 +270,10 @@ def _train(
         position = Position.of(resume.state, stream.cursor)
         log.info("Going on from %s (step %d, %s tokens seen).", resume.path, resume.step, f"{position.tokens_seen:,}")
     ranks.pulse.start.done("engine")
-    writers = together(ranks, lambda: _writers(config, position.step) if ranks.rank == 0 else None)
-    recorder = Recorder(ranks, module.heads, module.weights(), writers)
+    unfinished = resume.state.get("unfinished") if resume else None  # record of the last step, without its validation
+    written = position.step - (unfinished is not None)
+    writers = together(ranks, lambda: _writers(config, written) if ranks.rank == 0 else None)
+    recorder = Recorder(ranks, module.heads, module.weights(), writers, held=unfinished)
     held_out = together(ranks, lambda: [open_held_out(data_set, config, ranks) for data_set in sets])
     incidents = Incidents(config, ranks, stream.walk, resume.state.get("loss_watch", {}) if resume else {})
     try:

@@ -96,8 +96,10 @@ class Training:
     _notes: dict[str, float] = field(default_factory=dict)  # for the record of this step, beside its sums
     _ahead: Prepared | None = None
     _save_asked: bool = False  # at the step just done, by any rank
+    _is_validation_due: bool = False  # of the step just done: a request to stop has cut it short
 
     def __post_init__(self) -> None:
+        self._is_validation_due = self.recorder.held is not None
         self.snapshot = Snapshot(self.ranks, own_group(self.ranks))
 
     def run_to_end(self, stop: StopRequest) -> None:
@@ -123,6 +125,8 @@ class Training:
         self.ranks.pulse.start.done("first checkpoint")
         self.saved_step = first_step
         self.recorder.go_on()
+        if self._is_validation_due:
+            self._validate_late(stop)
         while not self._is_over():
             if not self.step(stop):
                 self._stop(stop)
@@ -137,6 +141,8 @@ class Training:
                 self._save_as_asked(stop)
             if self._notes or position.step % config.logging.interval_steps == 0:
                 self._flush()
+        if self._is_validation_due:
+            self._stop(stop)
         self._save_whole()
         self._finish(time.perf_counter() - began, position.step - first_step)
 
@@ -234,20 +240,34 @@ class Training:
         together(self.ranks, end)
 
     def validate(self, stop: StopRequest) -> None:
-        """Measure on held-out documents; the record of this step carries the result, unless a request cut it short."""
+        """Measure on held-out documents; the record of this step carries the result.
+
+        Where a request to stop cuts it short, the record is kept in the checkpoint, and the next start completes it.
+        """
+        self._is_validation_due = False
         if not self.held_out:
             return
         self.recorder.pause("validation")
         self.ranks.pulse.says("validates")
         record = validate(self.engine, self.held_out, self.ranks, stop)
         if record is None:
-            log.info("step %d: validation was cut short by a request to stop; nothing of it counts", self.position.step)
+            log.info(
+                "step %d: validation was cut short by a request to stop; the next start does it", self.position.step
+            )
+            self._is_validation_due = True
             self._flush()
             self.recorder.go_on()
             return
         self._notes |= record
         words = [f"{head} loss {record[f'validation_{head}_loss']:.4f}" for head in self.recorder.heads]
         log.info("step %d: held-out %s", self.position.step, ", ".join(words))
+
+    def _validate_late(self, stop: StopRequest) -> None:
+        """What the start before was not given the time for; its checkpoint is written again, with the result."""
+        self.validate(stop)
+        if not self._is_validation_due:
+            self.saved_step = -1
+            self.save()
 
     def save(self) -> None:
         """Copy the state of this step to host memory, unless it is saved, and commit it beside the next steps."""
@@ -317,6 +337,8 @@ class Training:
         data = self.stream.walk.state(self.position.cursor)
         state = {**self.position.counters(), "updates": self.engine.updates, "data": data}
         state |= {"loss_scale": self.engine.loss_scale, "loss_watch": self.incidents.rule.state()}
+        if self._is_validation_due:
+            state["unfinished"] = self.recorder.held
         return state | {name: loss for name, loss in self._notes.items() if name == "validation_loss"}
 
     def _commit(self, state: dict[str, Any]) -> str:
@@ -371,7 +393,7 @@ class Training:
         """Write the records of the steps, the last one with what came after it; then it is training time again."""
         self._judge()
         self.ranks.pulse.says("writes metrics")
-        self.recorder.flush(self._notes)
+        self.recorder.flush(self._notes, hold_last=self._is_validation_due)
         if self._notes:
             self.recorder.go_on()
         self._notes = {}

@@ -43,14 +43,15 @@ def worker(run: Path, rank: int) -> int:
     raise AssertionError(f"no rank {rank} among {found.stdout.split()}")
 
 
-def stopped(process: subprocess.Popen, run: Path, why: str) -> int:
-    """The run ends in time with exit code 75, says why, and has a checkpoint of its last step, which is returned."""
+def stopped(process: subprocess.Popen, run: Path, why: str, held: int = 0) -> int:
+    """The run ends in time with exit code 75, says why, and has a checkpoint of its last step, which is returned; the
+    records of `held` steps are in the checkpoint alone."""
     asked = time.monotonic()
     output = process.communicate(timeout=120)[0]
     assert time.monotonic() - asked <= MOST_SECONDS
     assert process.returncode == 75, output
     assert "Traceback" not in output
-    step = len(metrics(run))
+    step = len(metrics(run)) + held
     assert f"stopped at step {step} ({why}); the same command goes on from there" in output
     assert (run / "checkpoints" / "latest").read_text() == f"step-{step:08d}\n"
     for rank in (0, 1):
@@ -79,8 +80,8 @@ def much_held_out(shards, tmp_path_factory) -> Path:
     return folder / "shards"
 
 
-def test_a_request_during_a_validation_cuts_it_short_on_all_ranks(much_held_out, begin, tmp_path):
-    """Reference: the record of that step, which had the validation if it had ended: hundreds of batches."""
+def test_a_request_during_a_validation_cuts_it_short_and_the_next_start_does_it(much_held_out, begin, tmp_path):
+    """Reference: each step once, the last one with its validation: hundreds of batches at first, few at the end."""
     run = tmp_path / "run"
     settings = ["configs/demo.yaml", f"data.path={much_held_out}", f"run.directory={run}", *LONG]
     settings += ["validation.interval_steps=2", "validation.max_rows=100000", "model.encoder.num_hidden_layers=24"]
@@ -90,9 +91,15 @@ def test_a_request_during_a_validation_cuts_it_short_on_all_ranks(much_held_out,
     reached(run, 1, process)
     time.sleep(2 * metrics(run)[0]["step_seconds"])  # step 2, and into its validation
     os.kill(worker(run, 1), signal.SIGTERM)
-    assert stopped(process, run, "TERM on rank 1") == 2
+    assert stopped(process, run, "TERM on rank 1", held=1) == 2
     assert "step 2: validation was cut short by a request to stop" in log.read_text()
-    assert "validation_loss" not in metrics(run)[-1]
+    short = ["validation.max_rows=16", "run.steps=2", "schedule.warmup_steps=1"]
+    done = command(*LAUNCH, *settings, *short)
+    assert done.returncode == 0, done.stderr
+    assert [record["step"] for record in metrics(run)] == [1, 2]
+    assert metrics(run)[1]["validation_loss"] > 0 and "are gone" not in done.stdout
+    again = command(*LAUNCH, *settings, *short)
+    assert "Nothing to do" in again.stdout and len(metrics(run)) == 2
 
 
 def test_a_file_stops_the_run_and_the_next_start_goes_on(tiny, begin, tmp_path):

@@ -105,6 +105,7 @@ class Recorder:
     weights: tuple[float, ...]
     writers: Writers | None
     last: Record = field(default_factory=dict)
+    held: Record | None = None  # of the last step, not written yet: its validation was cut short
     _pending: list[StepSums] = field(default_factory=list)
     _read: list[list[list[float]]] = field(default_factory=list)  # sums of the first of them over all ranks
     _since: float = field(default_factory=time.perf_counter)
@@ -145,25 +146,33 @@ class Recorder:
         records = [(sums.step, head_metrics(self.heads, sums_H3, sums.targets_H)) for sums, sums_H3 in pairs]
         return [(step, total_loss(record, self.heads, self.weights)) for step, record in records]
 
-    def flush(self, validation: Mapping[str, float] | None = None) -> None:
-        """Write the pending steps; `validation` belongs to the last of them."""
-        if not self._pending:
+    def flush(self, validation: Mapping[str, float] | None = None, *, hold_last: bool = False) -> None:
+        """Write the pending steps; `validation` belongs to the last of them, whose record may be held instead."""
+        records = [*([] if self.held is None else [self.held]), *self._records()]
+        if not records:
             return
+        records[-1] |= validation or {}
+        self.last, self.held = records[-1], None
+        if hold_last:
+            self.held = records.pop()
+        if self.writers and records:
+            self.writers.write(records)
+
+    def _records(self) -> list[Record]:
+        """Those of the pending steps, of which none is pending then."""
+        if not self._pending:
+            return []
         self.read_back()
         now = self._until or time.perf_counter()
         seconds = (now - self._since) / len(self._pending)
         speed = sum(sums.tokens for sums in self._pending) / (now - self._since)
-        records = []
-        for sums, sums_H3 in zip(self._pending, self._read, strict=True):
-            record = self._record(sums, sums_H3)
-            records.append(record | {"tokens_per_second": round(speed, 1), "step_seconds": round(seconds, 5)})
-        records[-1] |= validation or {}
-        if self.writers:
-            self.writers.write(records)
-        self.last = records[-1]
+        times = {"tokens_per_second": round(speed, 1), "step_seconds": round(seconds, 5)}
+        pairs = zip(self._pending, self._read, strict=True)
+        records = [self._record(sums, sums_H3) | times for sums, sums_H3 in pairs]
         self._pending.clear()
         self._read.clear()
         self._since = now
+        return records
 
     def close(self) -> None:
         """Close the files of a start that another one of this process follows."""
