@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,7 @@ def resume_point(folder: Path, steps_done: int) -> tuple[Checkpoint | None, list
     A run commits a checkpoint before its first step. So where metrics or the folder speak of an earlier start and no
     checkpoint is whole, something was lost: CheckpointError, never a silent start from zero.
     """
+    _finish_replacing(folder)
     checkpoint, problems = newest_whole(folder)
     if checkpoint is None and (problems or steps_done or (folder / "latest").exists()):
         found = "; ".join(problems) or f"{folder} has none"
@@ -266,7 +268,7 @@ def _write_files(folder: Path, tables: Mapping[str, Mapping[str, torch.Tensor]],
 
 
 def _replace(partial: Path, final: Path) -> None:
-    """Rename; a damaged folder of that name (nothing else can be there) makes way."""
+    """Rename; a folder of that name, which is damaged or lacks something, makes way."""
     if final.exists():
         aside = final.with_name(f".{final.name}.damaged")
         shutil.rmtree(aside, ignore_errors=True)
@@ -274,6 +276,16 @@ def _replace(partial: Path, final: Path) -> None:
         shutil.rmtree(aside)
     partial.rename(final)
     fsync_folder(final.parent)
+
+
+def _finish_replacing(folder: Path) -> None:
+    """Where a process was killed between the two renames of `_replace`, a whole checkpoint has lost its name."""
+    for aside in folder.glob(".step-*.damaged"):
+        final = folder / aside.name[1:].removesuffix(".damaged")
+        for path in (folder / f".{final.name}.partial", aside):
+            if not final.exists() and path.exists() and verify(path) is None:
+                with suppress(OSError):  # a folder that takes no files is told of by who writes there
+                    path.rename(final)
 
 
 def _sweep(folder: Path) -> None:

@@ -94,9 +94,12 @@ def _torchrun_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def _explain(error: BaseException) -> int:
-    """The exit code of the first worker that failed; raises the line that a killed worker could not say itself."""
+    """The exit code of the first worker that failed; raises the line that a killed worker could not say itself.
+
+    A killed one comes before those that only lost the connection to it, which may end before torchrun looks.
+    """
     failures = list(error.failures.values())  # type: ignore[attr-defined]
-    first = min(failures, key=lambda failure: (failure.exitcode not in _EXPLAINED, failure.timestamp))
+    first = min(failures, key=lambda f: (f.exitcode not in _EXPLAINED, f.exitcode >= 0, f.timestamp))
     if first.exitcode not in _EXPLAINED:
         how = f"was killed by signal {-first.exitcode}" if first.exitcode < 0 else f"failed with code {first.exitcode}"
         raise BertmaeError(

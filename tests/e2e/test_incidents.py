@@ -123,6 +123,7 @@ def test_nothing_of_the_steps_thrown_away_is_left(rewound):
     ]
 
 
+@pytest.mark.slow
 def test_a_run_killed_right_after_the_decision_does_the_same(rewound, tiny, poison, tmp_path):
     """Reference: the run that was not killed, bit for bit: rows, losses, weights."""
     reference, _ = rewound

@@ -111,6 +111,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_taken(undist
     assert weights(copy) == weights(undisturbed)
 
 
+@pytest.mark.slow  # test_layouts.py changes more in less time
 def test_a_run_goes_on_at_another_world_size_and_stage_with_the_same_curve(undisturbed, tiny, tmp_path):
     """Reference: the undisturbed two ranks at stage 2. Dropout depends on the rank, so it is off on both sides here."""
     plain, moved = tmp_path / "plain", tmp_path / "moved"

@@ -310,6 +310,21 @@ def test_all_files_are_readable_as_those_that_python_writes(tmp_path):
     assert len(modes) == 5 and set(modes.values()) == {modes["state.json"]}
 
 
+@pytest.mark.parametrize("is_new_whole", [True, False])
+def test_a_process_killed_between_the_renames_of_a_replacement_loses_nothing(tmp_path, is_new_whole):
+    """Reference: the new one where it is whole, else the old one; both had the name of the step."""
+    folder = tmp_path / "checkpoints"
+    final, partial = save(folder, 0), folder / ".step-00000000.partial"
+    shutil.copytree(final, partial)
+    (partial / "new").touch()
+    if not is_new_whole:
+        (partial / "manifest.json").unlink()
+    final.rename(folder / ".step-00000000.damaged")
+    found, problems = resume_point(folder, 0)
+    assert (found.step, problems) == (0, [])
+    assert (final / "new").exists() == is_new_whole
+
+
 def test_a_copy_under_another_name_is_never_counted_or_removed(tmp_path):
     """Reference: the copy."""
     save(tmp_path, 10, keep_last=1)
