@@ -80,7 +80,7 @@ def pretrain(config: Config, stop: StopRequest) -> None:
     run = Path(config.run.directory)
     with together(ranks, lambda: own(run) if ranks.rank == 0 else nullcontext()):
         together(ranks, lambda: add_rank_file(run, ranks.rank))
-        with watch_over(config, ranks):
+        with watch_over(config, ranks, stop):
             _open_and_go_on(config, ranks, stop)
 
 

@@ -21,12 +21,14 @@ class Said(NamedTuple):
 class Pulse:
     """Every `says` is a sign of progress, so whoever does something for long says it again and again.
 
-    `step` is the number of steps that are done, None before the first one of this process.
+    `step` is the number of steps that are done, None before the first one of this process. `loses_nothing` while the
+    process could end at once: its first step is under way, and the newest checkpoint is that of the step before.
     """
 
     def __init__(self) -> None:
         self.said = Said("starts", time.monotonic())
         self.step: int | None = None
+        self.loses_nothing = False
         self.start = StartTimes()
         self.helper: int | None = None  # clock of a thread: while it works, so does the rank
 

@@ -1,6 +1,9 @@
 """Requests to stop or to save: signals, files in the run folder, time that is over. Each only sets a flag; the ranks
 agree on the step at which all of them act.
 
+Signals are heard by a thread: a handler of Python's runs only when the main thread comes back from what it waits in, a
+collective for example.
+
 Legend: R ranks.
 """
 
@@ -13,7 +16,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import FrameType
 
 from train.errors import UserError
 
@@ -30,18 +32,24 @@ class StopRequest:
     """Set by TERM, INT or USR1; a second INT ends the process at once. `watch` adds the files and the time.
 
     `reason` is why this rank was asked to stop, None where it was not; `wants_save` whether a checkpoint is asked for.
-    `started` is the beginning of the process, on the clock of time.monotonic().
+    `started` is the beginning of the process, on the clock of time.monotonic(); `max_minutes` what `watch` was given.
     """
 
     def __init__(self) -> None:
         self.started = time.monotonic()
         self.reason: str | None = None
         self.wants_save = False
+        self.max_minutes: float | None = None
         self._looking = threading.Lock()
 
     def install(self) -> None:
+        heard, told = os.pipe()
+        os.set_blocking(told, False)
+        signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a child's signals are its own
+        threading.Thread(target=self._listen, args=(heard,), name="signals", daemon=True).start()
         for number in _STOP:
-            signal.signal(number, self._ask)
+            signal.signal(number, lambda *_: None)
         if sys.platform == "linux":
             # Where torchrun is killed its workers would train on alone, and hold the run folder against a new start.
             ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
@@ -59,7 +67,8 @@ class StopRequest:
 
         The thread ends with the process. A file system that hangs holds up the thread, and no step.
         """
-        threading.Thread(target=self._watch, args=(run, max_minutes), daemon=True).start()
+        self.max_minutes = max_minutes
+        threading.Thread(target=self._watch, args=(run,), daemon=True).start()
 
     def remove(self, file: Path) -> None:
         """A request by file was done: the next one is a new file. Raises UserError where it cannot be removed."""
@@ -75,23 +84,30 @@ class StopRequest:
         """The reason as a number for `who_asked`; 0 where nobody asked this rank."""
         return 0 if self.reason is None else 1 + _REASONS.index(self.reason)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
+    def _listen(self, pipe: int) -> None:
+        while True:
+            for number in os.read(pipe, 64):
+                if number in _STOP:
+                    self._ask(number)
+
+    def _ask(self, number: int) -> None:
         self.reason = signal.Signals(number).name
         if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            # The kernel's default again, so that the next one ends the process; Python's own call is the main thread's.
+            ctypes.CDLL(None).signal(int(number), None)
 
-    def _watch(self, run: Path, max_minutes: float | None) -> None:
+    def _watch(self, run: Path) -> None:
         while True:
             with self._looking:
-                self._look(run, max_minutes)
+                self._look(run)
             time.sleep(_LOOK_EVERY)
 
-    def _look(self, run: Path, max_minutes: float | None) -> None:
+    def _look(self, run: Path) -> None:
         if _is_there(run / SAVE_FILE):
             self.wants_save = True
         if _is_there(run / STOP_FILE):
             self.reason = self.reason or _FILE
-        if max_minutes is not None and time.monotonic() - self.started >= 60 * max_minutes:
+        if self.max_minutes is not None and time.monotonic() - self.started >= 60 * self.max_minutes:
             self.reason = self.reason or _TIME
 
 

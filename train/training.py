@@ -124,6 +124,7 @@ class Training:
             self._save_whole()
         self.ranks.pulse.start.done("first checkpoint")
         self.saved_step = first_step
+        self.ranks.pulse.loses_nothing = True
         self.recorder.go_on()
         if self._is_validation_due:
             self._validate_late(stop)
@@ -431,7 +432,7 @@ class Training:
     def _advance(self, cursor: Cursor, tokens: int, rows: int, damaged_rows: int) -> None:
         position = self.position
         position.step += 1
-        self.ranks.pulse.step = position.step
+        self.ranks.pulse.step, self.ranks.pulse.loses_nothing = position.step, False
         position.tokens_seen += tokens
         position.rows_seen += rows
         position.damaged_rows += damaged_rows

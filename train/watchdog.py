@@ -3,11 +3,16 @@ one line says which rank is behind.
 
 Every rank has a guard, a thread that waits for nothing. A rank ends the run when it has shown no progress for too long;
 one that waits for others does so only where nobody is left to do it: all wait, or some rank does not answer.
+
+The guard also answers a request to stop that comes during the first step. Its compilation can take minutes, a scheduler
+waits for seconds, and there is nothing to save.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import json
+import math
 import os
 import signal
 import socket
@@ -17,19 +22,38 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from train.config import Config
 from train.data.remote import is_remote
 from train.distributed import Ranks
+from train.errors import StoppedError, UserError
+from train.launch import tell_launch
 from train.monitor.logs import log
 from train.pulse import WAITING
 from train.rank_news import News, open_store
 from train.rank_states import RankState, sentence
+from train.signals import STOP_FILE, StopRequest, who_asked
 
 _LAST_WORDS = 3.0  # seconds for all ranks to write their stacks
 _PATIENCE = 10.0  # seconds after which a rank ends without last words: its disk may be what hangs
 _EXIT_CODE = 1
+_FIRST_STEP = 4.0  # seconds in which a first step may end by itself after a request to stop
+
+
+class Verdict(NamedTuple):
+    """How all ranks end: with which exit code, and in whose words."""
+
+    rank: int
+    code: int
+    words: str
+
+    def dump(self) -> str:
+        return json.dumps(self)
+
+    @classmethod
+    def load(cls, text: str) -> Verdict:
+        return cls(*json.loads(text))
 
 
 class Limits(NamedTuple):
@@ -40,13 +64,13 @@ class Limits(NamedTuple):
 
 
 @contextmanager
-def watch_over(config: Config, ranks: Ranks) -> Iterator[None]:
+def watch_over(config: Config, ranks: Ranks, stop: StopRequest) -> Iterator[None]:
     """Within this context a run that hangs ends with exit code 1; every rank enters it at the same time."""
     limits = limits_of(config)
     if limits is None:
         yield
         return
-    watchdog = Watchdog(ranks, limits, Path(config.run.directory))
+    watchdog = Watchdog(ranks, limits, Path(config.run.directory), stop)
     try:
         yield
     finally:
@@ -67,8 +91,9 @@ def limits_of(config: Config) -> Limits | None:
 class Watchdog:
     """The guard of one rank and its news of the others."""
 
-    def __init__(self, ranks: Ranks, limits: Limits, run: Path) -> None:
+    def __init__(self, ranks: Ranks, limits: Limits, run: Path, stop: StopRequest) -> None:
         self._ranks, self._limits, self._run = ranks, limits, run
+        self._stop, self._asked_at = stop, math.inf
         self._pulse, self._file = ranks.pulse, (run / f"log-rank{ranks.rank}.txt").open("ab", buffering=0)
         self._host, self._count, self._has_dumped = socket.gethostname(), 0, False
         self._helped, self._helper_seconds = time.monotonic(), 0.0
@@ -96,6 +121,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         while True:
+            self._leave_first_step()
             limit = self._limit()
             if limit is None:
                 faulthandler.cancel_dump_traceback_later()
@@ -112,6 +138,42 @@ class Watchdog:
             self._news.wants_all = self._age() > limit / 2
         if self._is_over(limit):
             self._end(limit)
+
+    def _leave_first_step(self) -> None:
+        """End where any rank was asked to stop and has not come to the end of its first step since."""
+        verdict = self._verdict()
+        if verdict and verdict.code == StoppedError.exit_code:
+            self._end_as_asked(verdict)
+        if self._stop.reason is None or not self._pulse.loses_nothing:
+            self._asked_at = math.inf
+            return
+        self._asked_at = min(self._asked_at, time.monotonic())
+        if time.monotonic() < self._asked_at + _FIRST_STEP:
+            return
+        if self._news is None:
+            self._end_as_asked(self._stopped())
+        else:
+            self._news.proposal = self._stopped().dump()
+
+    def _stopped(self) -> Verdict:
+        codes_R = [self._stop.code() * (rank == self._ranks.rank) for rank in range(self._ranks.world_size)]
+        why = who_asked(codes_R, self._stop.max_minutes)
+        words = f"stopped in the first step of this start ({why}), which is not kept; the same command goes on"
+        return Verdict(self._ranks.rank, StoppedError.exit_code, words)
+
+    def _end_as_asked(self, verdict: Verdict) -> NoReturn:
+        self._say(verdict.rank, verdict.words)
+        code = tell_launch(verdict.code)
+        if self._ranks.rank == 0:
+            with suppress(UserError):  # then the next start says that it cannot be removed
+                self._stop.remove(self._run / STOP_FILE)
+        if self._news and self._ranks.rank == 0:
+            time.sleep(3 * self._news.tick)  # the store is here: the others have heard by then
+        os._exit(code)
+
+    def _verdict(self) -> Verdict | None:
+        text = self._news.verdict if self._news else None
+        return None if text is None else Verdict.load(text)
 
     def _limit(self) -> float | None:
         return self._limits.start if self._pulse.step is None else self._limits.later
@@ -146,17 +208,19 @@ class Watchdog:
         last.daemon = True
         last.start()
         states = self._news.states(limit / 3) if self._news else [self._state()]
-        verdict = f"{self._ranks.rank} {sentence(states, limit)}"
+        way_out = "the same command goes on from the last checkpoint"
+        words = f"{sentence(states, limit)}; the stacks of all threads are in {self._run}/log-rank*.txt; {way_out}"
+        verdict = Verdict(self._ranks.rank, _EXIT_CODE, words)
         if self._news and self._news.verdict is None:
-            self._news.proposal = verdict
+            self._news.proposal = verdict.dump()
         self._wake(states)
         self._write("no progress: the stacks of all threads", _stacks())
         self._has_dumped = True
         if self._news:
             self._wait_for_others(self._news)
-            verdict = self._news.verdict or verdict
-        self._say(*verdict.split(" ", 1))
-        os._exit(_EXIT_CODE)
+            verdict = self._verdict() or verdict
+        self._say(verdict.rank, verdict.words)
+        os._exit(verdict.code)
 
     def _wake(self, states: list[RankState]) -> None:
         """A stopped process of this host cannot write its stacks: it goes on to do that, and to end."""
@@ -174,13 +238,9 @@ class Watchdog:
         if self._ranks.rank == 0:
             time.sleep(2 * news.tick)
 
-    def _say(self, speaker: str, words: str) -> None:
+    def _say(self, speaker: int, text: str) -> None:
         """In every log, and on the terminal by the rank that saw it first."""
-        text = (
-            f"{words}; the stacks of all threads are in {self._run}/log-rank*.txt; the same command goes on from the "
-        )
-        text += "last checkpoint"
-        if self._ranks.rank == int(speaker):
+        if self._ranks.rank == speaker:
             os.write(2, f"\nbertmae: {text}\n".encode())
         self._write(text)
 

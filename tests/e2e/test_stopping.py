@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -67,6 +68,24 @@ def test_a_signal_on_one_rank_stops_a_run_of_the_demos_size_in_time(shards, begi
     reached(run, 3, process)
     os.kill(worker(run, 1), signal.SIGTERM)
     assert stopped(process, run, "TERM on rank 1") >= 3
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="model.compile needs a C++ compiler")
+def test_a_signal_during_the_first_compile_ends_a_run_in_time(shards, begin, tmp_path, monkeypatch):
+    """Reference: as above; the first step compiles for longer than that. Rank 0, which is not asked, ends too."""
+    run = tmp_path / "run"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))  # nothing of it is there
+    process = begin(*LAUNCH, "configs/demo.yaml", f"data.path={shards}", f"run.directory={run}", "model.compile=true")
+    while not (run / "checkpoints" / "latest").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    asked = time.monotonic()
+    os.kill(worker(run, 1), signal.SIGTERM)
+    output = process.communicate(timeout=120)[0]
+    assert time.monotonic() - asked <= MOST_SECONDS
+    assert process.returncode == 75 and "Traceback" not in output, output
+    assert "stopped in the first step of this start (TERM on rank 1), which is not kept; the same command" in output
+    assert (run / "checkpoints" / "latest").read_text() == "step-00000000\n" and metrics(run) == []
 
 
 @pytest.fixture(scope="module")

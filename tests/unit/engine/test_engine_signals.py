@@ -18,6 +18,14 @@ def process(start_script):
     return process
 
 
+def becomes(condition, seconds=5.0):
+    """Wait until it holds; the longest time that it took is what a test allows."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return condition()
+
+
 def reason(process):
     process.stdin.write("?\n")
     process.stdin.flush()
@@ -27,10 +35,7 @@ def reason(process):
 def send(process, number):
     """Send a signal and wait until the process has noticed it."""
     process.send_signal(number)
-    for _ in range(1000):
-        if reason(process) == number.name:
-            return
-    raise AssertionError("the signal never arrived")
+    assert becomes(lambda: reason(process) == number.name), "the signal never arrived"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
@@ -58,16 +63,26 @@ def test_a_second_interrupt_ends_the_process_at_once(process):
     assert process.wait(timeout=10) == -signal.SIGINT
 
 
+def test_a_process_that_is_in_a_library_hears_all_the_same(start_script):
+    """Reference: a main thread that waits for a lock in C for ever; a second interrupt still ends the process."""
+    process = start_script("signal_worker", "busy", stdin=subprocess.PIPE)
+    assert process.stdout.readline() == "ready\n"
+    send(process, signal.SIGTERM)
+    send(process, signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) == -signal.SIGINT
+
+
+def test_a_signal_to_a_forked_child_is_not_heard_by_its_parent(start_script):
+    """Reference: a pool of a library, which ends its children by a signal."""
+    process = start_script("signal_worker", "forks", stdin=subprocess.PIPE)
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.2)
+    assert reason(process) == "None"
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Files and time
-
-
-def becomes(condition, seconds=5.0):
-    """Wait until it holds; the longest time that it took is what a test allows."""
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.01)
-    return condition()
 
 
 def test_a_file_asks_until_it_is_removed_and_only_once(tmp_path):
@@ -123,7 +138,7 @@ def test_a_signal_counts_more_than_a_file_before_it(tmp_path):
     request = StopRequest()
     request.watch(tmp_path, None)
     assert becomes(lambda: request.reason == "file stop")
-    request._ask(signal.SIGTERM, None)
+    request._ask(signal.SIGTERM)
     time.sleep(1.2)
     assert request.reason == "SIGTERM"
 

@@ -89,6 +89,21 @@ def test_a_rank_that_waits_for_one_that_lives_is_left_alone(play):
     assert play("first lives", size=2) == ([0, 0], "", ["", ""])
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_request_during_the_first_step_ends_all_ranks(play, size):
+    """Reference: the exit code of a stop; rank 0, where there are two, was not asked. No stacks: nothing hangs."""
+    codes, errors, logs = play("is asked in the first step", size=size, limit=30.0)
+    assert codes == [75] * size
+    [line] = said(errors)
+    assert line.startswith(f"stopped in the first step of this start (USR1 on rank {size - 1})")
+    assert all(log.count("\n") == 1 and log.endswith(f" ERROR {line}\n") for log in logs)
+
+
+def test_a_first_step_that_ends_soon_after_a_request_is_left_alone(play):
+    """Reference: a process that does its step in half of the time, and then stops by itself as any later step would."""
+    assert play("is asked, and the first step ends", limit=30.0) == ([0], "", [""])
+
+
 def test_the_signs_of_a_step_cost_next_to_nothing():
     """Reference: 50 us a step; a step with 8 micro-batches has 20."""
     pulse, began = Pulse(), time.process_time()

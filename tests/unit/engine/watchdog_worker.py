@@ -9,9 +9,11 @@ from pathlib import Path
 
 from train import distributed, watchdog
 from train.pulse import WAITING
+from train.signals import StopRequest
 from train.watchdog import Limits, Watchdog
 
 watchdog._PATIENCE = 2.0
+watchdog._FIRST_STEP = 1.0
 run, limit, behaviour = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
 
 
@@ -21,6 +23,11 @@ def sleeps_for_ever():
 
 def holds_the_lock_of_the_interpreter():
     ctypes.PyDLL(None).sleep(3600)
+
+
+def holds_no_lock():
+    """Like a collective: the main thread is in C, and runs no handler of Python's."""
+    ctypes.CDLL(None).sleep(3600)
 
 
 def lives(pulse):
@@ -46,7 +53,8 @@ def is_helped(pulse):
 def main():
     ranks = distributed.start()
     pulse = ranks.pulse
-    guard = Watchdog(ranks, Limits(None, limit), run)
+    stop = StopRequest()
+    guard = Watchdog(ranks, Limits(None, limit), run, stop)
     if behaviour != "starts":
         pulse.step = 7
     pulse.says("trains")
@@ -62,6 +70,17 @@ def main():
     elif behaviour == "all wait":
         pulse.says(WAITING)
         sleeps_for_ever()
+    elif behaviour == "is asked in the first step":
+        pulse.step, pulse.loses_nothing = None, True
+        if ranks.rank == ranks.world_size - 1:
+            stop.reason = "SIGUSR1"
+        holds_no_lock()
+    elif behaviour == "is asked, and the first step ends":
+        pulse.step, pulse.loses_nothing = None, True
+        stop.reason = "SIGUSR1"
+        time.sleep(watchdog._FIRST_STEP / 2)
+        pulse.step, pulse.loses_nothing = 1, False
+        time.sleep(2 * watchdog._FIRST_STEP)
     elif behaviour == "first lives":
         if ranks.rank == 0:
             lives(pulse)
