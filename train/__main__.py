@@ -85,6 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     fill.add_argument("texts", nargs="+", metavar="TEXT")
     fill.set_defaults(command=_fill_mask)
 
+    state = commands.add_parser("status", help="one screen on a run: alive or not, step, loss, speed, time left")
+    state.add_argument("run", type=Path, metavar="RUN")
+    state.set_defaults(command=_status)
+
     checkpoint = commands.add_parser(
         "checkpoint", help="list a run's checkpoints, verify them, delete incomplete ones, copy out the weights of one"
     )
@@ -225,6 +229,14 @@ def _fill_mask(options: argparse.Namespace) -> int:
     from train.fill_mask import fill_mask
 
     for line in fill_mask(options.model, options.texts):
+        print(line)
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from train.status import status
+
+    for line in status(options.run):
         print(line)
     return 0
 
