@@ -36,6 +36,6 @@ if ! port=$("$python" -c "$choose" "${PORT:-6006}"); then
     echo "tensorboard.sh: PORT=${PORT:-6006} is no port, or $python is no Python; set PORT and PYTHON" >&2
     exit 2
 fi
-echo "TensorBoard of $1: http://127.0.0.1:$port"
+echo "TensorBoard of $1: http://127.0.0.1:$port/#custom_scalars"
 echo "From another machine: ssh -N -L $port:127.0.0.1:$port ${USER:-$(id -un)}@$(hostname -f 2>/dev/null || hostname)"
 exec "$python" -m tensorboard.main --logdir "$1" --host 127.0.0.1 --port "$port"

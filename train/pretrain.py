@@ -27,6 +27,7 @@ from train.ds_config import load_ds_config
 from train.errors import StoppedError, UserError
 from train.export import write_missing_export
 from train.model.pretrained import check_tokenizer, load_pretrained
+from train.monitor.arranged import first_page
 from train.monitor.incidents import Incidents
 from train.monitor.logs import add_rank_file, log
 from train.monitor.metrics import last_step
@@ -272,7 +273,8 @@ def _train(
     ranks.pulse.start.done("engine")
     unfinished = resume.state.get("unfinished") if resume else None  # record of the last step, without its validation
     written = position.step - (unfinished is not None)
-    writers = together(ranks, lambda: _writers(config, written) if ranks.rank == 0 else None)
+    seen, heads = position.tokens_seen, module.heads
+    writers = together(ranks, lambda: _writers(config, written, seen, heads) if ranks.rank == 0 else None)
     recorder = Recorder(ranks, module.heads, module.weights(), writers, held=unfinished)
     held_out = together(ranks, lambda: [open_held_out(data_set, config, ranks) for data_set in sets])
     incidents = Incidents(config, ranks, stream.walk, resume.state.get("loss_watch", {}) if resume else {})
@@ -287,7 +289,8 @@ def _train(
         incidents.close()
 
 
-def _writers(config: Config, resume_step: int) -> Writers:
-    writers = Writers.open(Path(config.run.directory), config.run.steps, resume_step)
+def _writers(config: Config, resume_step: int, tokens_seen: int, heads: tuple[str, ...]) -> Writers:
+    writers = Writers.open(Path(config.run.directory), config.run.steps, resume_step, tokens_seen)
     writers.curves.text("config", f"```yaml\n{dump_config(config)}\n```")
+    writers.curves.summary(first_page(heads))
     return writers

@@ -40,6 +40,7 @@ from train.rewind import GoBack, decide, last_applied
 from train.saving import Saves
 from train.signals import SAVE_FILE, STOP_FILE, StopRequest, who_asked
 from train.snapshot import Snapshot, own_group
+from train.training_data import most_tokens_at
 from train.validation import validate
 
 _LOOK_FOR_STOP = 1.0  # seconds
@@ -184,6 +185,7 @@ class Training:
             **self.stream.walk.progress(cursor),
             "skipped_updates": self.position.skipped_updates,
             "damaged_rows": self.position.damaged_rows,
+            "padding_share": round(1 - tokens / most_tokens_at(self.config, self.position.step - 1), 5),
         }
         if scale := self.engine.loss_scale:
             others["loss_scale"] = scale["cur_scale"]

@@ -161,9 +161,13 @@ def token_shares(config: Config) -> tuple[float, ...]:
     shares_K = np.zeros(len(config.data.sources) or 1)
     for start, end in stretches(config):
         weights_K = np.array(weights_at(config, start))
-        tokens = global_batch_size(config.batch, start) * length_at(config, start) / shrink_at(config, start)
-        shares_K += (end - start) * tokens * weights_K / weights_K.sum()
+        shares_K += (end - start) * most_tokens_at(config, start) * weights_K / weights_K.sum()
     return tuple((shares_K / shares_K.sum()).tolist())
+
+
+def most_tokens_at(config: Config, step: int) -> float:
+    """Tokens of a global batch at `step` whose rows are all full."""
+    return global_batch_size(config.batch, step) * length_at(config, step) / shrink_at(config, step)
 
 
 def _paths(config: Config) -> list[str]:

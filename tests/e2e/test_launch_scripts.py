@@ -81,7 +81,7 @@ def test_tensorboard_answers_this_machine_alone_and_says_how_to_reach_it(begin, 
     """Reference: the addresses at which the machine listens, as the kernel lists them."""
     process = begin("tensorboard.sh", tmp_path, PORT="0")
     lines = [process.stdout.readline() for _ in range(2)]
-    port = int(re.search(r"http://127\.0\.0\.1:(\d+)\n", lines[0])[1])
+    port = int(re.search(r"http://127\.0\.0\.1:(\d+)/#custom_scalars\n", lines[0])[1])
     assert f"ssh -N -L {port}:127.0.0.1:{port} " in lines[1]
     deadline = time.monotonic() + 120
     while True:

@@ -101,11 +101,11 @@ class Goodput:
         self.seconds["data_wait"] += seconds
 
     def so_far(self) -> dict[str, float]:
-        """`goodput`, and the seconds of each part since the run's first start as PART_seconds_total."""
+        """`goodput`, `starts`, and the seconds of each part since the run's first start as PART_seconds_total."""
         self.enter(self._part)
         wall = sum(self.seconds.values())
         parts = {f"{part}_seconds_total": round(seconds, 3) for part, seconds in self.seconds.items()}
-        return {"goodput": round(self.seconds["steps"] / wall, 5) if wall else 0.0, **parts}
+        return {"goodput": round(self.seconds["steps"] / wall, 5) if wall else 0.0, "starts": self.starts, **parts}
 
     def write(self) -> None:
         """Replace the file whole. A disk that refuses costs a warning: a run does not end for its statistics."""

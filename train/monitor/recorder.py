@@ -17,6 +17,7 @@ import torch.distributed as dist
 from train.distributed import Ranks
 from train.monitor.goodput import Goodput
 from train.monitor.logs import log
+from train.monitor.memory import memory_peaks
 from train.monitor.metrics import MetricsFile
 from train.monitor.progress import Progress
 from train.monitor.tensorboard import Curves
@@ -70,14 +71,18 @@ class Writers:
 
     metrics: MetricsFile
     curves: Curves
+    curves_by_tokens: Curves
     progress: Progress
     goodput: Goodput
 
     @classmethod
-    def open(cls, run: Path, steps: int, resume_step: int) -> Writers:
+    def open(cls, run: Path, steps: int, resume_step: int, tokens_seen: int) -> Writers:
+        """Go on from a step, and the tokens seen until then."""
         metrics = MetricsFile(run / "metrics.jsonl", resume_step)
         goodput = Goodput.open(run / "goodput.json", resume_step, metrics.cut)
-        return cls(metrics, Curves(run / "tensorboard", resume_step), Progress(steps, resume_step, rank=0), goodput)
+        folder = run / "tensorboard"
+        curves, by_tokens = Curves(folder, resume_step), Curves(folder / "by_tokens", tokens_seen)
+        return cls(metrics, curves, by_tokens, Progress(steps, resume_step, rank=0), goodput)
 
     def write(self, records: list[Record]) -> None:
         self.goodput.step = int(records[-1]["step"])
@@ -85,6 +90,7 @@ class Writers:
         for record in records:
             self.metrics.write(record)
             self.curves.write(record)
+            self.curves_by_tokens.write_by_tokens(record)
         self.progress.show(records[-1])
 
     def sync(self) -> None:
@@ -93,6 +99,7 @@ class Writers:
     def close(self) -> None:
         self.metrics.close()
         self.curves.close()
+        self.curves_by_tokens.close()
         self.progress.close()
 
 
@@ -167,8 +174,10 @@ class Recorder:
         seconds = (now - self._since) / len(self._pending)
         speed = sum(sums.tokens for sums in self._pending) / (now - self._since)
         times = {"tokens_per_second": round(speed, 1), "step_seconds": round(seconds, 5)}
+        times["tokens_per_second_per_device"] = round(speed / self.ranks.world_size, 1)
         pairs = zip(self._pending, self._read, strict=True)
         records = [self._record(sums, sums_H3) | times for sums, sums_H3 in pairs]
+        records[-1] |= memory_peaks(self.ranks.device)
         self._pending.clear()
         self._read.clear()
         self._since = now
@@ -189,6 +198,8 @@ class Recorder:
     def _record(self, sums: StepSums, sums_H3: list[list[float]]) -> Record:
         heads = head_metrics(self.heads, sums_H3, sums.targets_H)
         heads = {name: value for name, value in heads.items() if "most_frequent" not in name}
+        shares = zip(self.heads, sums.targets_H, strict=True)
+        heads |= {f"{head}_target_share": round(targets / max(1, sums.tokens), 5) for head, targets in shares}
         record: Record = {"step": sums.step, "loss": total_loss(heads, self.heads, self.weights), **heads}
         if sums.grad_norm is not None:
             record["grad_norm"] = float(sums.grad_norm)

@@ -1,4 +1,4 @@
-"""RUN/tensorboard: the records of metrics.jsonl as curves, by step."""
+"""RUN/tensorboard: the records of metrics.jsonl as curves by step; RUN/tensorboard/by_tokens: losses by tokens seen."""
 
 from __future__ import annotations
 
@@ -29,14 +29,23 @@ _GROUPS = {
     "epoch": "progress/epoch",
     "damaged_rows": "progress/damaged_rows",
     "goodput": "goodput/goodput",
+    "starts": "goodput/starts",
+    "padding_share": "data/padding_share",
+    "tokens_per_second_per_device": "speed/tokens_per_second_per_device",
+    "checkpoint_seconds": "speed/checkpoint_seconds",
+    "memory_peak_gb": "memory/peak_gb",
+    "memory_reserved_gb": "memory/reserved_gb",
 }
-
+BY_TOKENS = "by_tokens/"  # TensorBoard shows one kind of x axis in a chart, hence other names
+_TRAINED = ("_loss", "_accuracy")
 
 _numbers = itertools.count()  # of the event files of this process
 
 
 class Curves:
     """Scalars of one run. A resumed run declares what lies beyond its step void, so that curves never overlap.
+
+    `resume_step` is the number on the x axis from which the run goes on: steps, or tokens.
 
     The event file is written here, record by record, and not by torch's SummaryWriter: its thread ends with a traceback
     when the disk is full, and nobody knows what was written by then.
@@ -59,8 +68,18 @@ class Curves:
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         self._append(Event(step=int(record["step"]), summary=Summary(value=values)))
 
+    def write_by_tokens(self, record: Mapping[str, float]) -> None:
+        """Losses and accuracies alone, at the number of tokens seen."""
+        scalars = {_tag(name): value for name, value in record.items() if name == "loss" or name.endswith(_TRAINED)}
+        values = [Summary.Value(tag=BY_TOKENS + tag, simple_value=value) for tag, value in scalars.items()]
+        self._append(Event(step=int(record["tokens_seen"]), summary=Summary(value=values)))
+
     def text(self, name: str, words: str) -> None:
-        self._append(Event(step=0, summary=text(name, words)))
+        self.summary(text(name, words))
+
+    def summary(self, summary: Summary) -> None:
+        """What belongs to no step."""
+        self._append(Event(step=0, summary=summary))
 
     def close(self) -> None:
         self._file.close()

@@ -145,7 +145,7 @@ def lives(tmp_path):
     """A function that plays one life of a run: from a step, through steps, with the loss that belongs to the step."""
 
     def live(resume_step, steps, per_flush=3):
-        writers = Writers.open(tmp_path, steps=100, resume_step=resume_step)
+        writers = Writers.open(tmp_path, steps=100, resume_step=resume_step, tokens_seen=100 * resume_step)
         recorder = Recorder(ALONE, ("mlm",), (1.0,), writers)
         for step in range(resume_step + 1, steps + 1):
             recorder.add(step_sums(step, [step * 4.0], [[1, 2]], (4,)))
@@ -159,7 +159,7 @@ def lives(tmp_path):
 
 def test_a_record_holds_means_over_the_targets_and_the_weighted_sum_of_the_heads(tmp_path):
     """Reference: the sums divided by hand; a head without targets counts 0."""
-    writers = Writers.open(tmp_path, steps=10, resume_step=0)
+    writers = Writers.open(tmp_path, steps=10, resume_step=0, tokens_seen=0)
     recorder = Recorder(ALONE, ("mlm", "reconstruction"), (0.5, 2.0), writers)
     recorder.add(step_sums(1, [12.0, 30.0], [[1, 3], [5, 6]], (4, 20)))
     recorder.add(step_sums(2, [12.0, 0.0], [[2, 3], [0, 0]], (8, 0)))
@@ -174,17 +174,20 @@ def test_a_record_holds_means_over_the_targets_and_the_weighted_sum_of_the_heads
         "mlm_accuracy": 0.25,
         "mlm_perplexity": math.exp(3.0),
         "mlm_targets": 4,
+        "mlm_target_share": 0.04,
         "reconstruction_loss": 1.5,
         "reconstruction_accuracy": 0.25,
         "reconstruction_perplexity": math.exp(1.5),
         "reconstruction_targets": 20,
+        "reconstruction_target_share": 0.2,
         "grad_norm": 0.5,
         "learning_rate": 1 / 16,
         "tokens_seen": 100,
         "data_wait_seconds": 0.25,
     }
     assert {name: first[name] for name in known} == known
-    assert first.keys() - known.keys() == {"tokens_per_second", "step_seconds"}
+    assert first.keys() - known.keys() == {"tokens_per_second", "tokens_per_second_per_device", "step_seconds"}
+    assert second.keys() - first.keys() >= {"memory_peak_gb", "starts"}
     assert second["loss"] == 0.5 * 1.5
     assert second["reconstruction_accuracy"] == 0.0
     assert second["validation_mlm_loss"] == 9.0
@@ -236,6 +239,11 @@ def test_curves_show_each_step_once_and_in_order_after_restarts(tmp_path, lives)
         assert [event.step for event in events] == expected
         assert [event.value for event in events] == [records[step][name] for step in expected]
     assert [event.step for event in curves.Scalars("loss/validation_mlm")] == [6, 12, 18]
+    by_tokens = EventAccumulator(str(tmp_path / "tensorboard" / "by_tokens")).Reload()
+    events = by_tokens.Scalars("by_tokens/loss/total")
+    assert [event.step for event in events] == [records[step]["tokens_seen"] for step in expected]
+    assert [event.value for event in events] == [records[step]["loss"] for step in expected]
+    assert [event.step for event in by_tokens.Scalars("by_tokens/loss/validation_mlm")] == [600, 1200, 1800]
 
 
 def test_a_resume_from_step_0_leaves_no_old_curve(tmp_path, lives):
@@ -312,7 +320,7 @@ def test_every_moment_belongs_to_exactly_one_part(tmp_path):
     assert account.seconds["data_wait"] == 0.02
     assert account.seconds["lost"] == account.seconds["idle"] == 0
     assert record["goodput"] == pytest.approx(account.seconds["steps"] / sum(account.seconds.values()), abs=1e-5)
-    assert record.keys() == {"goodput", *(f"{part}_seconds_total" for part in PARTS)}
+    assert record.keys() == {"goodput", "starts", *(f"{part}_seconds_total" for part in PARTS)}
 
 
 def test_steps_done_again_are_lost_whether_the_account_knows_them_or_not(tmp_path):
@@ -422,7 +430,7 @@ def test_records_and_curves_carry_the_goodput_of_their_flush(tmp_path, lives):
     with_goodput = [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl") if "goodput" in record]
     assert with_goodput == [3, 6]
     curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    tags = {"goodput/goodput", *(f"goodput/{part}_seconds_total" for part in PARTS)}
+    tags = {"goodput/goodput", "goodput/starts", *(f"goodput/{part}_seconds_total" for part in PARTS)}
     assert tags <= set(curves.Tags()["scalars"])
     assert [event.step for event in curves.Scalars("goodput/goodput")] == [3, 6]
 
