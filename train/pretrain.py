@@ -27,6 +27,7 @@ from train.ds_config import load_ds_config
 from train.errors import StoppedError, UserError
 from train.export import write_missing_export
 from train.model.pretrained import check_tokenizer, load_pretrained
+from train.monitor.about_run import about_run
 from train.monitor.arranged import first_page
 from train.monitor.incidents import Incidents
 from train.monitor.logs import add_rank_file, log
@@ -291,6 +292,7 @@ def _train(
 
 def _writers(config: Config, resume_step: int, tokens_seen: int, heads: tuple[str, ...]) -> Writers:
     writers = Writers.open(Path(config.run.directory), config.run.steps, resume_step, tokens_seen)
-    writers.curves.text("config", f"```yaml\n{dump_config(config)}\n```")
-    writers.curves.summary(first_page(heads))
+    for summary in about_run(config):
+        writers.curves.summary(summary)
+    writers.curves.summary(first_page(heads, is_scaled=config.engine.precision == "fp16"))
     return writers

@@ -33,14 +33,15 @@ _HEALTH = {
 }
 
 
-def first_page(heads: Sequence[str]) -> Summary:
-    """The page of a run whose objective has these heads."""
+def first_page(heads: Sequence[str], *, is_scaled: bool) -> Summary:
+    """The page of a run whose objective has these heads; `is_scaled` where fp16 scales the loss."""
+    scale = {"loss scale": ["other/loss_scale"]} if is_scaled else {}
     page = {
         "Learning": _learning(heads, ""),
         "Optimizer": {
             "learning rate": ["optimizer/learning_rate"],
             "gradient norm": ["optimizer/grad_norm"],
-            "loss scale (fp16)": ["other/loss_scale"],
+            **scale,
             "share of the tokens that is predicted": [".*_target_share"],
         },
         "Speed": _SPEED,

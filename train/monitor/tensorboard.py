@@ -13,7 +13,6 @@ from pathlib import Path
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
-from torch.utils.tensorboard.summary import text
 
 from train.errors import UserError
 from train.monitor.growing import GrowingFile
@@ -73,9 +72,6 @@ class Curves:
         scalars = {_tag(name): value for name, value in record.items() if name == "loss" or name.endswith(_TRAINED)}
         values = [Summary.Value(tag=BY_TOKENS + tag, simple_value=value) for tag, value in scalars.items()]
         self._append(Event(step=int(record["tokens_seen"]), summary=Summary(value=values)))
-
-    def text(self, name: str, words: str) -> None:
-        self.summary(text(name, words))
 
     def summary(self, summary: Summary) -> None:
         """What belongs to no step."""

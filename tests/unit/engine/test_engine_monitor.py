@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 import time
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 
 from train.distributed import Ranks
 from train.errors import UserError
+from train.monitor.about_run import about_run
+from train.monitor.arranged import first_page
 from train.monitor.goodput import PARTS, Goodput
 from train.monitor.logs import add_rank_file, log, start_logging
 from train.monitor.metrics import MetricsFile, last_step, read_metrics
@@ -468,3 +471,44 @@ def test_libraries_are_quiet_unless_something_is_wrong(logs):
     start_logging(0)
     for library in ("transformers", "torch.distributed", "DeepSpeed", "tensorboard"):
         assert logging.getLogger(library).getEffectiveLevel() == logging.ERROR
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What TensorBoard shows beside the curves
+
+
+def test_the_first_page_has_a_chart_for_every_curve_that_it_names(tmp_path, lives):
+    """Reference: the tags of a run's curves, as the plugin matches them: each at its beginning."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.custom_scalar import layout_pb2
+
+    lives(0, 6)
+    tags = set()
+    for folder in (tmp_path / "tensorboard", tmp_path / "tensorboard" / "by_tokens"):
+        tags |= set(EventAccumulator(str(folder)).Reload().Tags()["scalars"])
+    [value] = first_page(["mlm"], is_scaled=False).value
+    layout = layout_pb2.Layout.FromString(value.tensor.string_val[0])
+    charts = {(part.title, chart.title): chart.multiline.tag for part in layout.category for chart in part.chart}
+    shown = {
+        name: {tag for tag in tags if any(re.match(word, tag) for word in words)} for name, words in charts.items()
+    }
+    assert shown["Learning", "mlm: loss"] == {"loss/mlm", "loss/validation_mlm"}
+    assert shown["Learning, by tokens seen", "mlm: loss"] == {"by_tokens/loss/mlm", "by_tokens/loss/validation_mlm"}
+    # Of a GPU and of the walk through the data, or of runs that something happened to.
+    others = {"TFLOP/s of each device", "MFU", "epoch of each source", "damaged rows", "updates left out"}
+    others |= {"padding: share of the rows' room that no token takes"}
+    assert {title for (_, title), found in shown.items() if not found} <= others
+
+
+def test_runs_can_be_compared_by_their_fields_and_curves(configure):
+    """Reference: the fields of the configuration, as TensorBoard's plugin reads them."""
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    config = configure("optimizer.learning_rate=2e-4")
+    summaries = {value.tag: value for summary in about_run(config) for value in summary.value}
+    content = summaries["_hparams_/session_start_info"].metadata.plugin_data.content
+    given = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    assert given["optimizer.learning_rate"].number_value == 2e-4
+    assert given["objective.name"].string_value == "mlm" and given["run.steps"].number_value == 100
+    assert b"learning_rate: 0.0002" in summaries["config/text_summary"].tensor.string_val[0]
+    assert torch.__version__.encode() in summaries["environment/text_summary"].tensor.string_val[0]
