@@ -77,6 +77,8 @@ def prepare(settings: Settings) -> Task:
         raise DataError(f"{settings.train}: no question has an answer that can be learned")
     longest = settings.options["max_answer_length"] or _usual_length(features["train"])
     chinese = _chinese(settings.options["language"], splits["validation"])
+    if chinese:
+        require("nltk")
     no_answer = any(question.impossible for question in splits["train"])
     saved = {"max_length": max_length, "stride": cutter.reading.overlap}
     saved |= {"max_answer_length": longest, "no_answer": no_answer}
@@ -175,14 +177,14 @@ def _labelled(
         tokens = answer_tokens(pair, answer) if answer else None
         if answer and tokens:
             edges = int(pair.places_N2[tokens[0], 0]), int(pair.places_N2[tokens[1] - 1, 1])
-            counts["inside a token"] += edges != (answer.start, (answer.start or 0) + len(answer.text))
+            counts["inside_a_token"] += edges != (answer.start, (answer.start or 0) + len(answer.text))
         if training and not questions[pair.number].impossible:
             whole = tokens is not None and any(within(window, tokens) for window in cut)
             if tokens and not whole and (own := window_around(pair, tokens, cutter.frame, cutter.reading)):
                 cut.append(own)
-                counts["own window"] += 1
+                counts["own_window"] += 1
             elif not whole:
-                counts["left out"] += 1
+                counts["left_out"] += 1
                 continue
             counts["marked"] += 1
         counts["windows"] += len(cut)
@@ -253,13 +255,13 @@ def _in_words(counts: Mapping[str, Mapping[str, int]], reading: Reading) -> list
     windows_of = ", ".join(f"{count['windows']:,} {split}" for split, count in counts.items())
     sentences = [f"Windows of up to {reading.max_length} tokens that share {reading.overlap}: {windows_of}."]
     train = counts["train"]
-    if number := train.get("own window"):
+    if number := train.get("own_window"):
         sentences.append(f"{number:,} answers are cut by every window and got one of their own.")
-    if number := train.get("left out"):
+    if number := train.get("left_out"):
         sentences.append(
-            f"{number:,} questions of training are left out: their answer has no place or fills no window."
+            f"{number:,} questions of training are left out: their answer has no place, or no window is as long."
         )
-    if number := train.get("inside a token"):
+    if number := train.get("inside_a_token"):
         sentences.append(
             f"{number:,} of {train['marked']:,} answers of training begin or end inside a token, so the "
             "tokens around them are learned."
@@ -268,12 +270,13 @@ def _in_words(counts: Mapping[str, Mapping[str, int]], reading: Reading) -> list
 
 
 def _how_scored(settings: Settings, chinese: bool, longest: int, no_answer: bool) -> list[str]:
-    by = "as asked" if settings.options["language"] else f"by the script of {settings.validation}; --language"
-    script = "CMRC 2018's (characters of Chinese, words of the rest)" if chinese else "SQuAD's (words)"
-    limit = "as asked" if settings.options["max_answer_length"] else "99% of training's have no more"
-    nothing = ", or nothing" if no_answer else ""
+    script = "CMRC 2018 (characters of Chinese, words of the rest)" if chinese else "SQuAD (words)"
+    asked = settings.options["language"] is not None
+    why = "as asked" if asked else "because of the script of the answers of validation; --language decides otherwise"
+    limit = "as asked" if settings.options["max_answer_length"] else "99% of those of training have no more"
+    nothing = ", or there is none" if no_answer else ""
     return [
-        f"Exact match and F1 are those of {script}, {by}.",
+        f"Exact match and F1 are those of the official script of {script}: {why}.",
         f"Answers are spans of up to {longest} tokens ({limit}){nothing}.",
     ]
 

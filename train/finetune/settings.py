@@ -52,6 +52,17 @@ TASKS: dict[str, TaskKind] = {
         max_length=256,
         options=(*_COLUMNS, Option("label", "column of the label")),
     ),
+    "qa": TaskKind(
+        help="the span of a context that answers a question, out of SQuAD-format JSON",
+        inputs=("question", "context"),
+        epochs=3,
+        max_length=384,
+        options=(
+            Option("stride", "tokens that neighbouring windows of a long context share (128, or a third of them)", int),
+            Option("max_answer_length", "tokens of the longest span that is predicted (99%% of training's)", int),
+            Option("language", "zh: score as CMRC 2018 does; another: as SQuAD (by the script of the answers)"),
+        ),
+    ),
 }
 
 
