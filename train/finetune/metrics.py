@@ -8,6 +8,14 @@ from collections.abc import Mapping, Sequence
 _SHOWN = {
     "accuracy": ("accuracy", 100, " %"),
     "macro_f1": ("macro-F1", 100, " %"),
+    "exact_match": ("exact match", 1, " %"),
+    "f1": ("F1", 1, " %"),
+    "has_answer_f1": ("F1 where there is an answer", 1, " %"),
+    "no_answer_accuracy": ("right where there is none", 1, " %"),
+    "bleu": ("BLEU", 1, ""),
+    "bleu_lowercase": ("BLEU in lower case", 1, ""),
+    "chrf": ("chrF", 1, ""),
+    "log_likelihood": ("log-likelihood of a token", 1, ""),
 }
 
 

@@ -80,8 +80,10 @@ def open_tokenizer(folder: Path, config: Any, max_length: int) -> Any:
     return tokenizer
 
 
-def load_model(auto_class: Any, folder: Path, config: Any) -> torch.nn.Module:
+def load_model(auto_class: Any, folder: Path, config: Any, added: tuple[str, ...] = ()) -> torch.nn.Module:
     """The model of `auto_class` in fp32 with the folder's weights; a head that the folder lacks is new, and said.
+
+    `added` are parts of names that are new by the nature of the model, and not said.
 
     Raises UserError where weights of the encoder are missing, damaged, or the architecture has no such model.
     """
@@ -99,7 +101,7 @@ def load_model(auto_class: Any, folder: Path, config: Any) -> torch.nn.Module:
             weights_only=True,
             output_loading_info=True,
         )
-    new = sorted(report["missing_keys"])
+    new = sorted(name for name in report["missing_keys"] if not any(part in name for part in added))
     body = f"{model.base_model_prefix}."
     if lost := [name for name in new if name.startswith(body) and not any(part in name for part in _NEW_IN_ANY_HEAD)]:
         raise UserError(f"--model {folder}: {len(lost)} weights of the encoder are missing, such as {lost[0]}")

@@ -48,7 +48,9 @@ def read_pairs(origin: str, languages: Languages, repair: bool) -> tuple[list[Se
 
 def files(origin: str, languages: Languages) -> list[Path]:
     """The two files of a PREFIX; none where the pairs are rows."""
-    return [] if _has_rows(origin) else [Path(f"{origin}.{language}") for language in (languages.source, languages.target)]
+    return (
+        [] if _has_rows(origin) else [Path(f"{origin}.{language}") for language in (languages.source, languages.target)]
+    )
 
 
 def identity(origin: str, languages: Languages, rows: int) -> dict[str, Any]:
@@ -67,8 +69,8 @@ def _of_files(prefix: str, languages: Languages) -> Iterator[SentencePair]:
     for path in paths:
         if not path.is_file():
             raise UserError(
-                f"{path}: no such file; give PREFIX of PREFIX.{languages.source} and PREFIX.{languages.target}, or a file "
-                f"of rows ({', '.join(FORMATS)})"
+                f"{path}: no such file; give PREFIX of PREFIX.{languages.source} and PREFIX.{languages.target}, or a "
+                f"file of rows ({', '.join(FORMATS)})"
             )
     sides = [read_lines(path) for path in paths]
     if len(sides[0]) != len(sides[1]):

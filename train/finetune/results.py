@@ -26,7 +26,8 @@ _FREE = ("output", "micro_batch_size", "deepspeed", "model", "train", "validatio
 def describe(settings: Settings, task: Task) -> dict[str, Any]:
     """What makes this fine-tuning another than others: settings, and the contents of model and data."""
     sources = {"train": settings.train, "validation": settings.validation, "test": settings.test}
-    data = {split: rows.identity(source, task.rows[split]) for split, source in sources.items() if source}
+    identity = task.identity or rows.identity
+    data = {split: dict(identity(source, task.rows[split])) for split, source in sources.items() if source}
     return {"settings": settings.as_json(), "model": model_folder.identity(settings.model), "data": data}
 
 

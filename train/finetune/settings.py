@@ -63,6 +63,23 @@ TASKS: dict[str, TaskKind] = {
             Option("language", "zh: score as CMRC 2018 does; another: as SQuAD (by the script of the answers)"),
         ),
     ),
+    "translation": TaskKind(
+        help="a text in another language; --train takes PREFIX of two parallel files such as PREFIX.en and PREFIX.zh",
+        inputs=("text",),
+        epochs=10,
+        max_length=128,
+        global_batch_size=64,
+        options=(
+            Option("source_language", "end of the source files, or the source's column"),
+            Option("target_language", "end of the target files, or the target's column"),
+            Option("target_model", "folder of a BERT whose weights and vocabulary the decoder takes (--model)", str),
+            Option("decoder", "where its weights come from", str, "auto", ("auto", "encoder", "pretrained", "new")),
+            Option("max_target_length", "tokens of a translation (128)", int),
+            Option("label_smoothing", "share of the target that all tokens divide", float, 0.1),
+            Option("num_beams", "translations that are followed at once", int, 4),
+            Option("length_penalty", "above 0 favours long translations, below short ones", float, 1.0),
+        ),
+    ),
 }
 
 

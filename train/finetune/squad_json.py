@@ -57,8 +57,8 @@ class Repairs:
             return []
         return [
             f"{source}: {self.moved + self.left_out:,} of {self.answers:,} answers are not at their offset: "
-            f"{self.moved:,} moved to the nearest place of their text, {self.left_out:,} stand nowhere in their context "
-            "and only count as right answers when scoring."
+            f"{self.moved:,} moved to the nearest place of their text, {self.left_out:,} stand nowhere in their "
+            "context and only count as right answers when scoring."
         ]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+FOLDER = "target_tokenizer"  # in that of the model
 _WIDE = r"\p{Han}\p{Hiragana}\p{Katakana}\x{3000}-\x{303F}\x{FF00}-\x{FFEF}“”‘’…—·"
 # What is matched goes, or becomes the text beside it.
 _RULES = (
@@ -54,7 +55,6 @@ def open_target(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     own = folder / FOLDER
-    return AutoTokenizer.from_pretrained(own if own.is_dir() else folder, local_files_only=True, trust_remote_code=False)
-
-
-FOLDER = "target_tokenizer"
+    return AutoTokenizer.from_pretrained(
+        own if own.is_dir() else folder, local_files_only=True, trust_remote_code=False
+    )

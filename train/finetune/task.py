@@ -42,7 +42,13 @@ class Task:
     facts: Mapping[str, Any] = field(default_factory=dict)  # the same as numbers, for results.json
     rows: Mapping[str, int] = field(default_factory=dict)  # rows of each split's file
     loss: Loss | None = None  # None: the loss that the model returns
-    generation: Mapping[str, Any] | None = None  # for encoder-decoders: settings of generate() in validation
+    generation: Mapping[str, Any] | None = None  # for encoder-decoders: settings of generate() when `score` is asked
+    # Where generating at every validation would take too long: what is kept of (model output, labels) of a batch, and
+    # metrics of that, `decisive` among them. `score` is then asked once, at the end.
+    reduce: Callable[[Any, torch.Tensor], torch.Tensor] | None = None
+    watch: Callable[[Any], dict[str, float]] | None = None
+    save_beside: Callable[[Path], None] | None = None  # writes what belongs to the model beside its own files
+    identity: Callable[[str, int], Mapping[str, Any]] | None = None  # of (source, rows), where that is no single file
     saved: Mapping[str, Any] = field(default_factory=dict)  # what `predict` must know, kept in task.json
     to_save: Callable[[Any], Any] = _unchanged  # the part of the trained model that is saved (a PreTrainedModel)
 

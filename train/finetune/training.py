@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,7 @@ def _trainer(settings: Settings, task: Task, arguments: Any, callbacks: _Callbac
     kind = Trainer
     if task.generation is not None:
         kind, arguments.generation_config = Seq2SeqTrainer, GenerationConfig(**task.generation)
+        arguments.predict_with_generate = task.watch is None
     trainer = kind(
         model=model,
         args=arguments,
@@ -252,13 +254,18 @@ def _trainer(settings: Settings, task: Task, arguments: Any, callbacks: _Callbac
         eval_dataset=task.validation,
         processing_class=task.tokenizer,
         compute_loss_func=task.loss,
-        compute_metrics=lambda gathered: task.score("validation", gathered.predictions)[0],
+        compute_metrics=lambda gathered: (task.watch or partial(_metrics, task))(gathered.predictions),
+        preprocess_logits_for_metrics=task.reduce,
         callbacks=[callbacks],
     )
     trainer.remove_callback(PrinterCallback)
     if settings.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(settings.patience))
     return trainer
+
+
+def _metrics(task: Task, predictions: Any) -> dict[str, float]:
+    return task.score("validation", predictions)[0]
 
 
 def _train(trainer: Any, output: Path, callbacks: _Callbacks) -> None:
@@ -321,7 +328,8 @@ def _tidy(folder: Path, newest: Path | None) -> None:
 def _scores(trainer: Any, task: Task, output: Path, first: bool) -> dict[str, dict[str, float]]:
     """Metrics of validation and test by the best weights; predictions of each are written."""
     found: dict[str, dict[str, float]] = {}
-    trainer.compute_metrics = None
+    trainer.compute_metrics = trainer.preprocess_logits_for_metrics = None
+    trainer.args.predict_with_generate = task.generation is not None
     for split, features in (("validation", task.validation), ("test", task.test)):
         if features is not None:
             found[split], predictions = task.score(split, trainer.predict(features).predictions)
@@ -343,6 +351,8 @@ def _save(trainer: Any, task: Task, settings: Settings, first: bool) -> None:
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror or error}); the same command goes on") from error
     if first:
+        if task.save_beside is not None:
+            task.save_beside(output)
         (output / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nothing needs it
         results.write_json(output / results.TASK, {"task": settings.task, **task.saved})
 
