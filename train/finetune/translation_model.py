@@ -2,9 +2,10 @@
 
 Rothe et al. 2020 ("Leveraging Pre-trained Checkpoints for Sequence Generation Tasks"): the decoder starts from the
 weights of an encoder, with a causal mask, and new weights attend to the encoder's states (BERT2BERT). An export of the
-objective span-corruption has a decoder that was trained to do all of that: it becomes a Megatron-BERT, whose layers
-normalise before attention as ours do. The two are the same function but for positions: ours turn queries and keys,
-those of transformers' decoders are embeddings, which begin at zero and are learned.
+objective span-corruption has a decoder that was trained to do all of that: it becomes the decoder of XLM-RoBERTa-XL,
+whose layers normalise before attention as ours do. (So do Megatron-BERT's, but transformers 5.23 cannot attend to an
+encoder with it.) The two are the same function but for positions: ours turn queries and keys, those of transformers'
+decoders are embeddings, which begin at zero and are learned.
 
 Legend: V vocabulary, D width, E width of the encoder.
 """
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 
 from train.errors import UserError
-from train.finetune.model_folder import load_model, open_config, quiet
+from train.finetune.model_folder import load_model, longest_input, open_config, quiet
 
 DECODERS = ("auto", "encoder", "pretrained", "new")
 _WRITERS = ("bert", "roberta", "xlm-roberta", "camembert", "electra")  # can be a decoder with cross-attention
@@ -60,7 +61,7 @@ def decoder_origin(model: Path, target: Path | None, asked: str) -> Origin:
 
 
 _PRETRAINED = (
-    "Decoder: the pretrained one of the export, as a Megatron-BERT: its layers, its attention to the encoder and its "
+    "Decoder: the pretrained one of the export, as that of an XLM-RoBERTa-XL: its layers, attention to the encoder and "
     "head; its rotations of positions become learned position embeddings, which begin at zero."
 )
 
@@ -142,18 +143,18 @@ def _new(folder: Path, tokenizer: Any) -> torch.nn.Module:
 
 
 def _pretrained(folder: Path, tokenizer: Any) -> torch.nn.Module:
-    """The CrossDecoder of an export as a Megatron-BERT."""
+    """The CrossDecoder of an export as the decoder of an XLM-RoBERTa-XL."""
     from safetensors.torch import load_file
-    from transformers import AutoModelForMaskedLM, MegatronBertConfig, MegatronBertForCausalLM
+    from transformers import AutoModelForMaskedLM, XLMRobertaXLConfig, XLMRobertaXLForCausalLM
 
     source: Any = load_model(AutoModelForMaskedLM, folder, open_config(folder))
     ours, sizes = load_file(folder / "decoder.safetensors"), _layout(folder)["decoder"]
     embedding_VE = source.get_input_embeddings().weight.detach()
     output_VE = source.get_output_embeddings().weight.detach()
-    config = MegatronBertConfig(
+    config = XLMRobertaXLConfig(
         **sizes,
         vocab_size=len(embedding_VE),
-        max_position_embeddings=source.config.max_position_embeddings,
+        max_position_embeddings=longest_input(source.config) + tokenizer.pad_token_id + 1,
         type_vocab_size=1,
         hidden_act="gelu",
         layer_norm_eps=_epsilon(source.config),
@@ -164,9 +165,9 @@ def _pretrained(folder: Path, tokenizer: Any) -> torch.nn.Module:
         is_decoder=True,
         add_cross_attention=True,
     )
-    decoder = MegatronBertForCausalLM(config)
+    decoder = XLMRobertaXLForCausalLM(config)
     missing, unexpected = decoder.load_state_dict(
-        megatron_weights(ours, embedding_VE, output_VE, config.max_position_embeddings), strict=False
+        xl_weights(ours, embedding_VE, output_VE, config.max_position_embeddings), strict=False
     )
     if missing or unexpected:
         raise UserError(
@@ -180,15 +181,15 @@ def _epsilon(config: Any) -> float:
     return next(float(getattr(config, name)) for name in names if getattr(config, name, None) is not None)
 
 
-def megatron_weights(
+def xl_weights(
     ours: Mapping[str, torch.Tensor], embedding_VE: torch.Tensor, output_VE: torch.Tensor, positions: int
 ) -> dict[str, torch.Tensor]:
-    """The state of a MegatronBertForCausalLM that says what a CrossDecoder of width E says, were all positions 0.
+    """The state of an XLMRobertaXLForCausalLM that says what a CrossDecoder of width E says, were all positions 0.
 
     Sentinels have no row: no text has them. `widen` and the embedding it reads become one table.
     """
     vocabulary, width = embedding_VE.shape
-    embeddings, head = "bert.embeddings.", "cls.predictions."
+    embeddings, head = "roberta.embeddings.", "lm_head."
     result = {
         f"{embeddings}word_embeddings.weight": embedding_VE @ ours["widen.weight"].T + ours["widen.bias"],
         f"{embeddings}position_embeddings.weight": torch.zeros(positions, width),
@@ -197,31 +198,31 @@ def megatron_weights(
         f"{head}bias": ours["bias"][:vocabulary].clone(),
         f"{head}decoder.bias": ours["bias"][:vocabulary].clone(),
     }
-    named = {"norm": "bert.encoder.ln", "to_embedding": f"{head}transform.dense"}
-    named["embedding_norm"] = f"{head}transform.LayerNorm"
+    named = {"norm": "roberta.encoder.LayerNorm", "to_embedding": f"{head}dense"}
+    named["embedding_norm"] = f"{head}layer_norm"
     for name, tensor in ours.items():
         module, _, kind = name.rpartition(".")
         if module in named:
             result[f"{named[module]}.{kind}"] = tensor
         elif module.startswith("layers."):
             _, number, part = module.split(".")
-            result |= {f"bert.encoder.layer.{number}.{there}.{kind}": t for there, t in _parts(part, tensor)}
+            result |= {f"roberta.encoder.layer.{number}.{there}.{kind}": t for there, t in _parts(part, tensor)}
     return result
 
 
 def _parts(part: str, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
-    """Names in a layer of Megatron-BERT for one of ours, which holds the products of a kind together."""
+    """Names in a layer of XLM-RoBERTa-XL for one of ours, which holds the products of a kind together."""
     pieces = {
         "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
         "cross_key_value": ("crossattention.self.key", "crossattention.self.value"),
     }
     single = {
-        "attention_norm": "attention.ln",
+        "attention_norm": "attention.self_attn_layer_norm",
         "attention_output": "attention.output.dense",
-        "cross_norm": "crossattention.ln",
+        "cross_norm": "crossattention.self_attn_layer_norm",
         "cross_query": "crossattention.self.query",
         "cross_output": "crossattention.output.dense",
-        "feed_forward_norm": "ln",
+        "feed_forward_norm": "LayerNorm",
         "up": "intermediate.dense",
         "down": "output.dense",
     }

@@ -20,7 +20,7 @@ class Scorer:
         self.tokenizer = "zh" if named or is_chinese(references) else "13a"
         bleu, chrf = BLEU(tokenize=self.tokenizer), CHRF()
         self._metrics = {"bleu": bleu, "chrf": chrf}
-        if lowercased:
+        if lowercased and self.tokenizer != "zh":  # the few Latin letters of Chinese decide nothing
             self._metrics["bleu_lowercase"] = BLEU(tokenize=self.tokenizer, lowercase=True)
         self._references = [list(references)]
 
