@@ -48,9 +48,10 @@ def chosen_length(folder: Path, config: Any, given: int | None, default: int) ->
     return given or min(default, limit)
 
 
-def open_tokenizer(folder: Path, config: Any, max_length: int) -> Any:
+def open_tokenizer(folder: Path, config: Any, max_length: int, *, split_words: bool = False) -> Any:
     """The folder's tokenizer, made to fit its encoder: what it returns can be given to the model as it is.
 
+    `split_words`: it will be given lists of words, of which byte-level ones then begin each with a space.
     Raises UserError where there is none, it is not a fast one, or it has more tokens than the model.
     """
     from transformers import AutoTokenizer
@@ -68,7 +69,7 @@ def open_tokenizer(folder: Path, config: Any, max_length: int) -> Any:
             trust_remote_code=False,
             model_input_names=names,
             model_max_length=max_length,
-            add_prefix_space=True,  # byte-level tokenizers: the first word of a text has the same token as elsewhere
+            **({"add_prefix_space": True} if split_words else {}),
         )
     if not tokenizer.is_fast:
         raise UserError(f"--model {folder}: its tokenizer has no fast form (tokenizer.json)")
@@ -102,7 +103,7 @@ def load_model(auto_class: Any, folder: Path, config: Any, added: tuple[str, ...
             output_loading_info=True,
         )
     new = sorted(name for name in report["missing_keys"] if not any(part in name for part in added))
-    body = f"{model.base_model_prefix}."
+    body = f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
     if lost := [name for name in new if name.startswith(body) and not any(part in name for part in _NEW_IN_ANY_HEAD)]:
         raise UserError(f"--model {folder}: {len(lost)} weights of the encoder are missing, such as {lost[0]}")
     if new:
