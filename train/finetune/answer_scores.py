@@ -90,7 +90,7 @@ def mixed_segments(text: str) -> list[str]:
             other = ""
         else:
             other += character
-    return segments + word_tokenize(other, preserve_line=True)
+    return [*segments, *word_tokenize(other, preserve_line=True)]
 
 
 def _without_punctuation(text: str) -> str:

@@ -74,6 +74,9 @@ def _of_texts(texts: Sequence[str], names: Sequence[str]) -> list[Row]:
 
 def _of_file(file: str, names: Sequence[str], saved: dict[str, Any]) -> list[Row]:
     """Rows by the names of the inputs, or by those of the training data; a .txt file has a text a line."""
+    own = getattr(module(saved["task"]), "read_inputs", None)  # a format that is the task's own
+    if own is not None and (found := own(file)) is not None:
+        return list(found)
     if file.lower().removesuffix(".gz").removesuffix(".zst").endswith(".txt"):
         if len(names) > 1:
             raise UserError(f"--input {file}: this model takes {' and '.join(names)}: give .jsonl or .csv")

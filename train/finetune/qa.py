@@ -33,8 +33,8 @@ from train.finetune.qa_windows import (
     within,
 )
 from train.finetune.rows import Row, text_of
-from train.finetune.settings import Settings
-from train.finetune.squad_json import Question, read_squad
+from train.finetune.settings import TASKS, Settings
+from train.finetune.squad_json import Question, read_questions, read_squad
 from train.finetune.task import Feature, Scored, Task
 
 _STRIDE = 128  # tokens, where a window is large enough; a third of it otherwise
@@ -114,25 +114,35 @@ def collate(tokenizer: Any, features: list[Feature]) -> dict[str, torch.Tensor]:
 def predict(folder: Path, rows: Sequence[Row], saved: Mapping[str, Any], batch_size: int) -> Iterator[dict[str, Any]]:
     """The best answer to each row's question in its context, with its place and its share among the best spans.
 
-    Raises DataError for a row without these two texts.
+    A folder that we did not write says nothing of lengths: then it takes the usual ones. Raises DataError for a row
+    without these two texts.
     """
     from transformers import AutoModelForQuestionAnswering
 
     config = open_config(folder)
-    tokenizer = open_tokenizer(folder, config, saved["max_length"])
+    length = saved.get("max_length") or chosen_length(folder, config, None, TASKS["qa"].max_length)
+    longest, no_answer = saved.get("max_answer_length", _SHORTEST_LIMIT), saved.get("no_answer", False)
+    tokenizer = open_tokenizer(folder, config, length)
     model = load_model(AutoModelForQuestionAnswering, folder, config).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    cutter = _cutter(tokenizer, saved["max_length"], saved["stride"])
+    cutter = _cutter(tokenizer, length, saved.get("stride"))
     for first in range(0, len(rows), batch_size):
         some = rows[first : first + batch_size]
         questions = [_asked(row) for row in some]
         cut = [window for pair in pairs(tokenizer, questions, cutter.reading) for window in cutter.windows(pair)]
         scores = _run(model, tokenizer, cutter.frame, cut, batch_size)
-        answers = _answers(
-            [(w, _NOWHERE) for w in cut], questions, scores, saved["max_answer_length"], saved["no_answer"]
-        )
+        answers = _answers([(window, _NOWHERE) for window in cut], questions, scores, longest, no_answer)
         for row, question, spans in zip(some, questions, answers, strict=True):
-            yield dict(row.fields) | _in_json(question, spans[:1])
+            shown = {name: value for name, value in row.fields.items() if name != "context"}
+            yield shown | _in_json(question, spans[:1])
+
+
+def read_inputs(file: str) -> list[Row] | None:
+    """The questions of a SQuAD-format file for `predict`; None where the file has rows."""
+    found = read_questions(file)
+    if found is None:
+        return None
+    return [Row(q.place, {"id": q.id, "question": q.text, "context": q.context}) for q in found]
 
 
 class Cutter(NamedTuple):
@@ -294,6 +304,6 @@ def _run(
     for first in range(0, len(cut), batch_size):
         batch = collate(tokenizer, [inputs(window, frame) for window in cut[first : first + batch_size]])
         output = model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
-        starts += output.start_logits.float().cpu().numpy()
-        ends += output.end_logits.float().cpu().numpy()
+        starts.extend(output.start_logits.float().cpu().numpy())
+        ends.extend(output.end_logits.float().cpu().numpy())
     return starts, ends

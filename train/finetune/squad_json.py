@@ -81,6 +81,12 @@ def read_squad(source: str, repair: bool = False) -> tuple[list[Question], Repai
     return questions, Repairs(sum(len(question.answers) for question in questions))
 
 
+def read_questions(source: str) -> list[Question] | None:
+    """The questions of a SQuAD-format JSON file, wherever their answers stand; None for a source of rows."""
+    content = _nested(source)
+    return None if content is None else list(_questions(source, content))
+
+
 def stands_there(context: str, answer: Answer) -> bool:
     """Whether the context says the answer's text at its offset."""
     start = answer.start

@@ -348,10 +348,16 @@ def _scores(trainer: Any, task: Task, output: Path, first: bool) -> dict[str, di
     trainer.args.predict_with_generate = task.generation is not None
     for split, features in (("validation", task.validation), ("test", task.test)):
         if features is not None:
+            if task.generation is not None:  # or each batch would also be read for its loss
+                features = [_without_labels(feature) for feature in features]
             found[split], predictions = task.score(split, trainer.predict(features).predictions)
             if first:
                 results.write_predictions(output, split, predictions)
     return found
+
+
+def _without_labels(feature: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in feature.items() if name != "labels"}
 
 
 def _save(trainer: Any, task: Task, settings: Settings, first: bool) -> None:

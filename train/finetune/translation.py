@@ -126,11 +126,16 @@ def _mean_log_likelihood(sums: npt.NDArray[np.float32]) -> dict[str, float]:
 
 
 def collate(vocabularies: Vocabularies, start: int, features: list[Feature]) -> dict[str, torch.Tensor]:
-    """One batch, padded on the right; the decoder reads `start` and then what it should have written so far."""
+    """One batch, padded on the right; the decoder reads `start` and then what it should have written so far.
+
+    Without labels, for generation, there is nothing for the decoder to read.
+    """
     source = vocabularies.source
     names = [name for name in features[0] if name != "labels"]
     bare = [{name: feature[name] for name in names} for feature in features]
     padded = source.pad(bare, padding_side="right", pad_to_multiple_of=_MULTIPLE, return_tensors="pt", verbose=False)
+    if "labels" not in features[0]:
+        return dict(padded)
     longest = max(len(feature["labels"]) for feature in features)
     width = -(-longest // _MULTIPLE) * _MULTIPLE
     labels = torch.full((len(features), width), _IGNORED)
