@@ -27,6 +27,8 @@ setup(
         # The words of rjieba are found by the dictionary of jieba, so both must have the same one.
         "jieba==0.42.1",
         "rjieba==0.2.2",
+        # Words of the parts of Chinese answers that are not Chinese, as CMRC 2018's script splits them.
+        "nltk>=3.9",
         "safetensors>=0.7",
         "tokenizers>=0.22",
         "tqdm>=4.67",
