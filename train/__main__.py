@@ -80,6 +80,23 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step instead of the newest")
     export.set_defaults(command=_export)
 
+    mean = commands.add_parser("average", help="write the mean of a run's last checkpoints as a transformers model")
+    mean.add_argument("run", type=Path, metavar="RUN")
+    mean.add_argument("--last", type=_positive, default=5, metavar="N", help="newest whole checkpoints to average (5)")
+    mean.add_argument("--output", type=Path, required=True, metavar="DIR")
+    mean.set_defaults(command=_average)
+
+    same = commands.add_parser("compare", help="whether two models are the same, and where not; exit code 0 or 1")
+    same.add_argument(
+        "models", type=Path, nargs=2, metavar="MODEL", help="an export, any transformers folder, a run or a checkpoint"
+    )
+    same.add_argument("--tolerance", type=float, default=0.0, metavar="X", help="differences up to X count as none (0)")
+    same.add_argument("--text", nargs="+", default=[], metavar="TEXT", help="also compare the outputs on these texts")
+    same.add_argument(
+        "--rows", type=_positive, default=20, metavar="N", help="tensors to list, the most different first (20)"
+    )
+    same.set_defaults(command=_compare)
+
     fill = commands.add_parser("fill-mask", help="the best five tokens for every [MASK] of a text")
     fill.add_argument("model", type=Path, metavar="DIR")
     fill.add_argument("texts", nargs="+", metavar="TEXT")
@@ -219,6 +236,22 @@ def _export(options: argparse.Namespace) -> int:
     for sentence in export(options.run, options.output, options.step):
         print(sentence)
     return 0
+
+
+def _average(options: argparse.Namespace) -> int:
+    from train.average import average
+
+    for sentence in average(options.run, options.output, options.last):
+        print(sentence)
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from train.compare import compare
+
+    report = compare(*options.models, tolerance=options.tolerance, texts=options.text, rows=options.rows)
+    print("\n".join(report.lines))
+    return 0 if report.same else 1
 
 
 def _fill_mask(options: argparse.Namespace) -> int:

@@ -352,17 +352,18 @@ class Training:
                 self.recorder.writers.sync()
         refuse_another(self._folder.parent)
         keep = self.config.checkpoint
+        state |= provenance(self.config)
         path = save_checkpoint(
             self._folder,
             state["step"],
             tables,
-            state | provenance(self.config),
+            state,
             keep.keep_last,
             keep_every=keep.keep_every,
             keep_best=keep.keep_best,
         )
         if self._form and is_export_step(self.config, state["step"]):
-            export_step(self.config, self._form, state["step"], tables["model"])
+            export_step(self.config, self._form, state, tables["model"])
         return str(path)
 
     @property
