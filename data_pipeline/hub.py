@@ -90,6 +90,38 @@ def records(dataset: Dataset, shard: int, shards: int, text_field: str, limit: i
     yield from _with_problems_named(dataset, found)
 
 
+def whole_rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    """Every row with all its columns, in order; class labels by their names, None where a label has none (GLUE's -1).
+
+    Raises UserError like `describe`, and where the rows cannot be read to their end.
+    """
+    import datasets
+
+    path = Path(dataset.name).expanduser()
+    with _mistakes_named(dataset):
+        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+            _open_saved(dataset, path)  # says what is wrong with the name of the split
+            saved = datasets.load_from_disk(str(path))
+            found = saved[dataset.split] if isinstance(saved, datasets.DatasetDict) else saved
+        else:
+            if not path.exists():
+                _reach(dataset)
+            found = _open_files(dataset, path).stream
+            if found is None:  # parquet files, which `records` reads without the library
+                name, files = (str(path.parent), path.name) if path.is_file() else (dataset.name, None)
+                found = datasets.load_dataset(
+                    name, dataset.config, data_files=files, split=dataset.split, streaming=True
+                )
+        labels = {name: kind for name, kind in (found.features or {}).items() if hasattr(kind, "int2str")}
+        for row in found:
+            named = {name: _label(kind, row[name]) for name, kind in labels.items()}
+            yield dict(row) | named
+
+
+def _label(kind: Any, number: Any) -> str | None:
+    return kind.int2str(number) if isinstance(number, int) and 0 <= number < kind.num_classes else None
+
+
 def _part(count: int, shard: int, shards: int) -> slice:
     """Which of `count` files in order are part `shard` of `shards`."""
     return slice(count * shard // shards, count * (shard + 1) // shards)

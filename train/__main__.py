@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from train.errors import BertmaeError, UserError
+from train.finetune.command_line import add_commands as add_finetuning
 from train.launch import launch_listens, may_be_started_again, tell_launch
 from train.rank_discovery import adopt, may_speak
 
@@ -101,6 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     fill.add_argument("model", type=Path, metavar="DIR")
     fill.add_argument("texts", nargs="+", metavar="TEXT")
     fill.set_defaults(command=_fill_mask)
+
+    add_finetuning(commands)
 
     checkpoint = commands.add_parser(
         "checkpoint", help="list a run's checkpoints, verify them, delete incomplete ones, copy out the weights of one"

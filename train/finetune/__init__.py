@@ -1,0 +1,1 @@
+"""From a pretrained encoder to an application: classification, similarity, ner, qa, translation."""

@@ -1,0 +1,140 @@
+"""The commands `finetune` and `predict`: their options, and what they call. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from train.errors import BertmaeError, UserError, the_same_everywhere
+from train.finetune.settings import PRECISIONS, TASKS, Option, Settings, settings_for
+
+_FIRST_RANK_SPEAKS = 30.0  # seconds that it may start later than the others
+
+
+def add_commands(commands: Any) -> None:
+    """Add `finetune` and `predict` to the commands of `python -m train`."""
+    finetune = commands.add_parser("finetune", help="train an exported model for a task; torchrun for several ranks")
+    tasks = finetune.add_subparsers(required=True, dest="task", metavar="TASK")
+    for name, kind in TASKS.items():
+        parser = tasks.add_parser(name, help=kind.help, description=kind.help)
+        _add_shared(parser, name)
+        for option in kind.options:
+            _add_option(parser, option)
+        parser.set_defaults(command=_finetune)
+
+    predict = commands.add_parser("predict", help="what a fine-tuned model says of texts, as JSON lines")
+    predict.add_argument("texts", nargs="*", metavar="TEXT", help="tasks of two texts take them two by two")
+    predict.add_argument("--model", type=Path, required=True, metavar="DIR", help="what `finetune` wrote")
+    predict.add_argument("--input", action="append", default=[], metavar="FILE", help="jsonl, csv, parquet, txt ...")
+    predict.add_argument("--batch-size", type=int, default=16, metavar="N", help="texts at once (16)")
+    predict.set_defaults(command=_predict)
+
+
+def _add_shared(parser: argparse.ArgumentParser, task: str) -> None:
+    kind = TASKS[task]
+    parser.add_argument("--model", required=True, metavar="DIR", help="an export, or any local folder of transformers")
+    parser.add_argument("--train", required=True, metavar="F", help="a file, or datasets:NAME[@CONFIG][#SPLIT]")
+    parser.add_argument("--validation", required=True, metavar="F", help="chooses the best checkpoint")
+    parser.add_argument("--test", metavar="F", help="measured once, with the best checkpoint")
+    parser.add_argument("--output", required=True, metavar="DIR", help="the model, results.json, tensorboard/")
+    seeds = parser.add_mutually_exclusive_group()
+    seeds.add_argument("--seed", type=int, metavar="N", help="of new weights, order and dropout (1)")
+    seeds.add_argument("--seeds", type=_numbers, metavar="A,B,C", help="one after the other, and a table over them")
+    parser.add_argument("--epochs", type=float, metavar="N", help=f"({kind.epochs:g})")
+    parser.add_argument("--max-steps", type=int, metavar="N", help="optimizer steps, in place of epochs")
+    parser.add_argument("--learning-rate", type=float, metavar="R", help="the highest (by the width of the encoder)")
+    parser.add_argument("--warmup-ratio", type=float, metavar="R", help="share of the steps (0.1)")
+    parser.add_argument("--weight-decay", type=float, metavar="R", help="(0.01)")
+    parser.add_argument("--global-batch-size", type=int, metavar="N", help=f"rows a step ({kind.global_batch_size})")
+    parser.add_argument("--micro-batch-size", type=int, metavar="N", help="at once on a device (a rank's share)")
+    parser.add_argument("--max-length", type=int, metavar="N", help=f"tokens of an input ({kind.max_length})")
+    parser.add_argument("--validate-steps", type=int, metavar="N", help="validate every N steps (every epoch)")
+    parser.add_argument("--patience", type=int, metavar="N", help="end after N validations without a better one")
+    parser.add_argument("--precision", choices=PRECISIONS, help="(auto: bf16 on GPUs that have it, else fp32)")
+    parser.add_argument("--deepspeed", metavar="FILE", help="ds_configs/zero2.json or another")
+    parser.add_argument("--repair", action="store_true", default=None, help="count bad rows instead of ending at one")
+
+
+def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
+    flag, default = f"--{option.name.replace('_', '-')}", "" if option.default is None else f" ({option.default})"
+    if option.kind is bool:
+        parser.add_argument(flag, dest=option.name, action="store_true", default=None, help=option.help)
+        return
+    choices = option.choices or None
+    metavar = None if choices else "N" if option.kind is not str else "X"
+    words = f"{option.help}{default}"
+    parser.add_argument(flag, dest=option.name, type=option.kind, choices=choices, metavar=metavar, help=words)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 1,2,3") from None
+    if len(set(numbers)) < len(numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} names a seed twice")
+    return numbers
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    given = {name: value for name, value in vars(options).items() if name not in ("command", "seeds", "task")}
+    return settings_for(options.task, **given)
+
+
+def _finetune(options: argparse.Namespace) -> int:
+    from train.monitor.logs import start_logging
+    from train.rank_discovery import adopt
+    from train.signals import StopRequest
+
+    stop = StopRequest()
+    stop.install()
+    adopt(os.environ)
+    rank = int(os.environ.get("RANK", "0"))
+    start_logging(rank)
+    try:
+        with the_same_everywhere():
+            settings = _settings(options)
+        _finetuned(settings, options.seeds, stop)
+    except BertmaeError as error:
+        if error.everywhere and rank != 0:
+            stop.wait(_FIRST_RANK_SPEAKS)  # torchrun ends all ranks with the first that ends: here the silent one
+        raise
+    return 0
+
+
+def _finetuned(settings: Settings, seeds: list[int] | None, stop: Any) -> None:
+    from train.finetune.packages import require
+
+    require("accelerate")
+    from train import distributed
+    from train.finetune import results
+    from train.finetune.seeds import finetune_seeds
+    from train.finetune.training import finetune
+    from train.monitor.logs import log
+
+    if seeds:
+        spread = finetune_seeds(settings, seeds, stop)["metrics"]
+    else:
+        report = finetune(settings, stop)
+        spread = results.over_seeds({settings.seed: report})
+    for line in results.table(spread):
+        log.info("  %s", line)
+    log.info("%s has the model, results.json, the predictions and tensorboard/.", settings.output)
+    distributed.finish()
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from train.finetune.predict import predict
+    from train.monitor.logs import start_logging
+
+    start_logging(0)
+    if options.batch_size < 1:
+        raise UserError(f"--batch-size {options.batch_size}: must be above 0")
+    for answer in predict(options.model, options.texts, options.input, options.batch_size):
+        sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+    return 0

@@ -1,0 +1,152 @@
+"""A local folder of a transformers model, opened for fine-tuning or prediction: never the hub, never its own code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from train.errors import UserError
+from train.monitor.logs import log
+
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_NEW_IN_ANY_HEAD = ("pooler",)  # masked-language models are saved without
+
+
+def open_config(folder: Path) -> Any:
+    """Its config.json. Raises UserError where there is none, or none that transformers knows."""
+    from transformers import AutoConfig
+
+    if not folder.is_dir():
+        raise UserError(f"--model {folder}: no such folder; models are read from local folders alone")
+    if not (folder / "config.json").is_file():
+        run = (folder / "checkpoints").is_dir()
+        way_out = f"; export the run first: python -m train export {folder} --output DIR" if run else ""
+        raise UserError(f"--model {folder}: no config.json, so no folder of a transformers model{way_out}")
+    with _named(folder, "config.json"):
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def longest_input(config: Any) -> int:
+    """Tokens that the encoder has positions for."""
+    positions = int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
+    if config.model_type in ("roberta", "xlm-roberta", "camembert"):  # counted from behind the id of padding
+        positions -= config.pad_token_id + 1
+    return positions
+
+
+def chosen_length(folder: Path, config: Any, given: int | None, default: int) -> int:
+    """Tokens of an input: what is given, else the default as far as the encoder goes. UserError above that."""
+    limit = longest_input(config)
+    if given is not None and given > limit:
+        raise UserError(f"--max-length {given}: {folder} has positions for {limit} tokens")
+    return given or min(default, limit)
+
+
+def open_tokenizer(folder: Path, config: Any, max_length: int) -> Any:
+    """The folder's tokenizer, made to fit its encoder: what it returns can be given to the model as it is.
+
+    Raises UserError where there is none, it is not a fast one, or it has more tokens than the model.
+    """
+    from transformers import AutoTokenizer
+
+    files = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
+    if not any((folder / name).is_file() for name in files):
+        raise UserError(f"--model {folder}: no tokenizer ({', '.join(files[:3])}); copy that of its pretraining there")
+    names = ["input_ids", "attention_mask"]
+    if (getattr(config, "type_vocab_size", 0) or 0) > 1:
+        names.insert(1, "token_type_ids")
+    with _named(folder, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            model_input_names=names,
+            model_max_length=max_length,
+            add_prefix_space=True,  # byte-level tokenizers: the first word of a text has the same token as elsewhere
+        )
+    if not tokenizer.is_fast:
+        raise UserError(f"--model {folder}: its tokenizer has no fast form (tokenizer.json)")
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"--model {folder}: its tokenizer has {len(tokenizer):,} tokens, the model {config.vocab_size:,}: "
+            "it is that of another model"
+        )
+    return tokenizer
+
+
+def load_model(auto_class: Any, folder: Path, config: Any) -> torch.nn.Module:
+    """The model of `auto_class` in fp32 with the folder's weights; a head that the folder lacks is new, and said.
+
+    Raises UserError where weights of the encoder are missing, damaged, or the architecture has no such model.
+    """
+    if not any(path for pattern in _WEIGHTS for path in folder.glob(pattern)):
+        raise UserError(f"--model {folder}: no weights (model.safetensors)")
+    if type(config) not in auto_class._model_mapping:
+        raise UserError(f"--model {folder}: transformers has no {auto_class.__name__} of a {config.model_type}")
+    with quiet(), _named(folder, "weights"):
+        model, report = auto_class.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            weights_only=True,
+            output_loading_info=True,
+        )
+    new = sorted(report["missing_keys"])
+    body = f"{model.base_model_prefix}."
+    if lost := [name for name in new if name.startswith(body) and not any(part in name for part in _NEW_IN_ANY_HEAD)]:
+        raise UserError(f"--model {folder}: {len(lost)} weights of the encoder are missing, such as {lost[0]}")
+    if new:
+        parts = sorted({".".join(name.split(".")[:-1]).removeprefix(body) for name in new})
+        log.info("New, not from %s: %s.", folder, ", ".join(parts))
+    return model  # type: ignore[no-any-return]
+
+
+def identity(folder: Path) -> dict[str, Any]:
+    """What tells this model from others: the sha256 of its configuration and weights, and its export's own record."""
+    files = [folder / "config.json", *sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern))]
+    found: dict[str, Any] = {"folder": str(folder), "sha256": {path.name: _sha256(path) for path in files}}
+    if (folder / "task.json").is_file():
+        found["task"] = json.loads((folder / "task.json").read_bytes())
+    return found
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"--model {path}: cannot be read ({error.strerror})") from error
+
+
+@contextmanager
+def _named(folder: Path, what: str) -> Iterator[None]:
+    """Whatever transformers raises on a folder that it cannot read, as one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # missing, damaged, of another shape, with code of its own: each its own class
+        first = str(error).strip().split("\n")[0] or type(error).__name__
+        raise UserError(f"--model {folder}: its {what} cannot be read ({first})") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' own report and progress bar: what matters is said by us."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
