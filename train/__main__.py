@@ -6,7 +6,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from train.errors import BertmaeError, UserError
@@ -97,6 +97,25 @@ def _parser() -> argparse.ArgumentParser:
         "--rows", type=_positive, default=20, metavar="N", help="tensors to list, the most different first (20)"
     )
     same.set_defaults(command=_compare)
+
+    probe = commands.add_parser("probe", help="what a frozen encoder is good for: linear probe, similarity, retrieval")
+    probe.add_argument("model", type=Path, metavar="MODEL", help="an export, or any local folder of transformers")
+    for kind, metavar, words in (
+        (
+            "classification",
+            "F",
+            "a folder with train.* and validation.*, dev.* or test.*; or a file; {text, label}",
+        ),
+        ("similarity", "F", "a file of {a, b, score}"),
+        ("retrieval", "DIR", "corpus.jsonl, queries.jsonl and qrels/, as BEIR has them"),
+    ):
+        probe.add_argument(f"--{kind}", action="append", default=[], metavar=metavar, help=words)
+    probe.add_argument(
+        "--max-texts", type=_at_least(2), default=20_000, metavar="N", help="most rows of a file (20,000)"
+    )
+    probe.add_argument("--max-length", type=_at_least(8), default=128, metavar="N", help="tokens of a text (128)")
+    probe.add_argument("--output", type=Path, metavar="FILE", help="the numbers as JSON too")
+    probe.set_defaults(command=_probe)
 
     fill = commands.add_parser("fill-mask", help="the best five tokens for every [MASK] of a text")
     fill.add_argument("model", type=Path, metavar="DIR")
@@ -227,6 +246,15 @@ def _submit(options: argparse.Namespace) -> int:
     return 0
 
 
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number from {least} on")
+        return int(text)
+
+    return number
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
@@ -255,6 +283,16 @@ def _compare(options: argparse.Namespace) -> int:
     report = compare(*options.models, tolerance=options.tolerance, texts=options.text, rows=options.rows)
     print("\n".join(report.lines))
     return 0 if report.same else 1
+
+
+def _probe(options: argparse.Namespace) -> int:
+    from train.probes.command import KINDS, probe_model, probe_settings
+
+    paths = {kind: getattr(options, kind) for kind in KINDS}
+    settings = probe_settings(paths, options.max_texts, options.max_length)
+    for line in probe_model(options.model, settings, options.output):
+        print(line)
+    return 0
 
 
 def _fill_mask(options: argparse.Namespace) -> int:
