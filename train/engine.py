@@ -52,13 +52,17 @@ _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 logger.setLevel(logging.ERROR)
 
 
+def use_no_compiler() -> None:
+    """On CPUs DeepSpeed compiles at every start what it uses for inference only: that would take a C++ compiler."""
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
 class Engine:
     """An objective under DeepSpeed. Weights are given in `module`; optimizer state starts at zero or is loaded."""
 
     def __init__(self, module: Objective[Any], config: Config, ds_config: dict[str, Any], ranks: Ranks) -> None:
         if ranks.device.type == "cpu":
-            # Used for inference only, but compiled at every start: without this a C++ compiler would be needed.
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+            use_no_compiler()
             if ds_config["bf16"]["enabled"] or ds_config["torch_autocast"]["enabled"]:
                 speed_up_bf16_products()
         self.ranks = ranks

@@ -86,6 +86,8 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 
 def _finetune(options: argparse.Namespace) -> int:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or DDP warns of a search that some models need
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from train.monitor.logs import start_logging
     from train.rank_discovery import adopt
     from train.signals import StopRequest

@@ -8,6 +8,11 @@ from collections.abc import Mapping, Sequence
 _SHOWN = {
     "accuracy": ("accuracy", 100, " %"),
     "macro_f1": ("macro-F1", 100, " %"),
+    "entity_f1": ("entity F1", 100, " %"),
+    "entity_precision": ("entity precision", 100, " %"),
+    "entity_recall": ("entity recall", 100, " %"),
+    "spearman": ("Spearman", 1, ""),
+    "pearson": ("Pearson", 1, ""),
 }
 
 
@@ -26,14 +31,50 @@ def value(metric: str, number: float) -> str:
     if metric not in _SHOWN:
         return f"{number:.4f}"
     _, factor, unit = _SHOWN[metric]
-    return f"{factor * number:.{2 if factor == 1 and not unit else 1}f}{unit}"
+    return f"{factor * number:.{1 if factor == 100 or unit else 3}f}{unit}"
 
 
-def classification(true: Sequence[int], predicted: Sequence[int]) -> dict[str, float]:
+def classification(true: Sequence[str], predicted: Sequence[str]) -> dict[str, float]:
     """Accuracy, and F1 averaged over the labels that occur, each counting the same (scikit-learn)."""
     from sklearn.metrics import accuracy_score, f1_score
 
     return {
         "accuracy": float(accuracy_score(true, predicted)),
         "macro_f1": float(f1_score(true, predicted, average="macro", zero_division=0.0)),
+    }
+
+
+def correlation(true: Sequence[float], predicted: Sequence[float]) -> dict[str, float]:
+    """Spearman's and Pearson's (scipy); 0 where all predictions are one number, which orders nothing."""
+    from scipy.stats import pearsonr, spearmanr
+
+    if len(set(predicted)) < 2 or len(set(true)) < 2:
+        return {"spearman": 0.0, "pearson": 0.0}
+    return {
+        "spearman": float(spearmanr(true, predicted).statistic),
+        "pearson": float(pearsonr(true, predicted).statistic),
+    }
+
+
+Tags = Sequence[Sequence[str]]  # of the words of each sentence: IOB2
+
+
+def entities(true: Tags, predicted: Tags) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Precision, recall and F1 of whole entities (seqeval, strict IOB2), and the same of each type.
+
+    An entity counts where its type and both its ends are right; a predicted I- without its B- is none.
+    """
+    from seqeval.metrics import classification_report, precision_recall_fscore_support
+    from seqeval.scheme import IOB2
+
+    settings = {"mode": "strict", "scheme": IOB2, "zero_division": 0}
+    precision, recall, f1, _ = precision_recall_fscore_support(true, predicted, average="micro", **settings)
+    found = {"entity_f1": float(f1), "entity_precision": float(precision), "entity_recall": float(recall)}
+    if not any(tag != "O" for tags in (*true, *predicted) for tag in tags):
+        return found, {}
+    report = classification_report(true, predicted, output_dict=True, **settings)
+    return found, {
+        kind: {name.removesuffix("-score"): float(number) for name, number in row.items()}
+        for kind, row in report.items()
+        if not kind.endswith(" avg")
     }

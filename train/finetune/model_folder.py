@@ -48,9 +48,10 @@ def chosen_length(folder: Path, config: Any, given: int | None, default: int) ->
     return given or min(default, limit)
 
 
-def open_tokenizer(folder: Path, config: Any, max_length: int) -> Any:
+def open_tokenizer(folder: Path, config: Any, max_length: int, *, split_words: bool = False) -> Any:
     """The folder's tokenizer, made to fit its encoder: what it returns can be given to the model as it is.
 
+    `split_words`: it will be given lists of words, of which byte-level ones then begin each with a space.
     Raises UserError where there is none, it is not a fast one, or it has more tokens than the model.
     """
     from transformers import AutoTokenizer
@@ -68,7 +69,7 @@ def open_tokenizer(folder: Path, config: Any, max_length: int) -> Any:
             trust_remote_code=False,
             model_input_names=names,
             model_max_length=max_length,
-            add_prefix_space=True,  # byte-level tokenizers: the first word of a text has the same token as elsewhere
+            **({"add_prefix_space": True} if split_words else {}),
         )
     if not tokenizer.is_fast:
         raise UserError(f"--model {folder}: its tokenizer has no fast form (tokenizer.json)")
@@ -80,8 +81,10 @@ def open_tokenizer(folder: Path, config: Any, max_length: int) -> Any:
     return tokenizer
 
 
-def load_model(auto_class: Any, folder: Path, config: Any) -> torch.nn.Module:
+def load_model(auto_class: Any, folder: Path, config: Any, added: tuple[str, ...] = ()) -> torch.nn.Module:
     """The model of `auto_class` in fp32 with the folder's weights; a head that the folder lacks is new, and said.
+
+    `added` are parts of names that are new by the nature of the model, and not said.
 
     Raises UserError where weights of the encoder are missing, damaged, or the architecture has no such model.
     """
@@ -99,8 +102,8 @@ def load_model(auto_class: Any, folder: Path, config: Any) -> torch.nn.Module:
             weights_only=True,
             output_loading_info=True,
         )
-    new = sorted(report["missing_keys"])
-    body = f"{model.base_model_prefix}."
+    new = sorted(name for name in report["missing_keys"] if not any(part in name for part in added))
+    body = f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
     if lost := [name for name in new if name.startswith(body) and not any(part in name for part in _NEW_IN_ANY_HEAD)]:
         raise UserError(f"--model {folder}: {len(lost)} weights of the encoder are missing, such as {lost[0]}")
     if new:

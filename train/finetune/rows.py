@@ -8,14 +8,16 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from data_pipeline import hub
 from train.errors import DataError, UserError
+from train.finetune.settings import Settings
 from train.finetune.text_files import read_bytes, read_lines, read_text
 
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 _COMPRESSED = (".gz", ".zst")
+_Checked = TypeVar("_Checked")
 
 
 class Row(NamedTuple):
@@ -36,6 +38,31 @@ def read_rows(source: str) -> list[Row]:
     if not rows:
         raise DataError(f"{source}: no rows")
     return rows
+
+
+def read_splits(settings: Settings) -> dict[str, list[Row]]:
+    """The rows of "train", "validation" and, where one is given, "test". Raises what `read_rows` raises."""
+    sources = {"train": settings.train, "validation": settings.validation, "test": settings.test}
+    return {split: read_rows(source) for split, source in sources.items() if source}
+
+
+def usable(
+    rows: Sequence[Row], check: Callable[[Row], _Checked], *, repair: bool, left_out: dict[str, int], split: str
+) -> list[tuple[str, _Checked]]:
+    """(place, what `check` makes of a row) of each. The first DataError of `check` ends it, or with `repair` is counted
+    in `left_out[split]`. Raises DataError where no row is left.
+    """
+    found = []
+    for row in rows:
+        try:
+            found.append((row.place, check(row)))
+        except DataError:
+            if not repair:
+                raise
+            left_out[split] = left_out.get(split, 0) + 1
+    if not found:
+        raise DataError(f"{rows[0].place}: no row of this file can be used")
+    return found
 
 
 def identity(source: str, rows: int) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from typing import Any
 
 from train.errors import UserError
 
+METHODS = ("pair", "cosine")
+POOLINGS = ("mean", "cls")
+SCHEMES = ("auto", "bio", "iob1", "bioes")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 
 
@@ -51,6 +54,26 @@ TASKS: dict[str, TaskKind] = {
         epochs=3,
         max_length=256,
         options=(*_COLUMNS, Option("label", "column of the label")),
+    ),
+    "similarity": TaskKind(
+        help="a number for how alike two texts are",
+        inputs=("text", "text_pair"),
+        epochs=4,
+        max_length=128,
+        options=(
+            *_COLUMNS,
+            Option("score", "column of the number"),
+            Option("method", "one encoder over both texts, or cosine of a vector each", str, "pair", METHODS),
+            Option("pooling", "the vector of a text, for --method cosine", str, "mean", POOLINGS),
+        ),
+    ),
+    "ner": TaskKind(
+        help="named entities: a tag for each word, out of CoNLL files",
+        inputs=("text",),
+        epochs=5,
+        max_length=256,
+        learning_rate_factor=1.5,
+        options=(Option("scheme", "of the tags in the files", str, "auto", SCHEMES),),
     ),
 }
 

@@ -16,9 +16,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate asks DeepSpeed, which would look for one and warn
+
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 
+from train import distributed
 from train.errors import CheckpointError, NonFiniteError, StoppedError, UserError, the_same_everywhere
 from train.finetune import model_folder, results
 from train.finetune.deepspeed_file import read_deepspeed
@@ -63,6 +68,7 @@ def finetune(settings: Settings, stop: StopRequest | None = None) -> dict[str, A
             log.info("%s: done before; nothing was trained.", settings.output)
             return done
         plan = _plan(settings, task)
+        _join(settings)
         arguments = _arguments(settings, plan, task.decisive, seq2seq=task.generation is not None)
     with ExitStack() as held:
         first = arguments.process_index == 0
@@ -142,6 +148,16 @@ def _announced(settings: Settings, task: Task, plan: Plan) -> list[str]:
         f"{plan.steps:,} steps ({epochs}), {batch}, learning rate {plan.learning_rate:g} after {plan.warmup_steps:,} "
         f"steps of warm-up, {plan.precision}, seed {settings.seed}.",
     ]
+
+
+def _join(settings: Settings) -> None:
+    """Meet the other ranks, once in a process. DeepSpeed needs a group of its own even for one rank."""
+    if not dist.is_initialized() and (settings.deepspeed or int(os.environ.get("WORLD_SIZE", "1")) > 1):
+        distributed.start()
+    if settings.deepspeed and not torch.cuda.is_available():
+        from train.engine import use_no_compiler
+
+        use_no_compiler()
 
 
 def _arguments(settings: Settings, plan: Plan, decisive: str, *, seq2seq: bool) -> Any:
