@@ -94,7 +94,7 @@ def _relevance(folder: Path, corpus: Mapping[str, Row], queries: Mapping[str, Ro
     judged: dict[str, dict[str, int]] = {}
     for line_number, line in enumerate(read_lines(path), start=1):
         cells = line.split("\t")
-        if not line or (line_number == 1 and not cells[-1].lstrip("-").isdecimal()):
+        if not line or (line_number == 1 and len(cells) == 3 and not cells[2].lstrip("-").isdecimal()):
             continue  # the header
         place = f"{path}:{line_number}"
         if len(cells) != 3 or not cells[2].lstrip("-").isdecimal():
