@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+OF_TYPE = "f1_of_"  # the F1 of a single type of entities
 # name in results.json: (in words, factor, unit); what is not named here is shown as it is
 _SHOWN = {
     "accuracy": ("accuracy", 100, " %"),
@@ -17,8 +18,13 @@ _SHOWN = {
 
 
 def in_words(metrics: Mapping[str, float]) -> str:
-    """ "accuracy 81.2 %, macro-F1 81.1 %"."""
-    return ", ".join(f"{name(metric)} {value(metric, number)}" for metric, number in metrics.items())
+    """ "accuracy 81.2 %, macro-F1 81.1 %": without those of single types."""
+    return ", ".join(f"{name(metric)} {value(metric, number)}" for metric, number in metrics.items() if shown(metric))
+
+
+def shown(metric: str) -> bool:
+    """F1 of single types of entities stands in results.json alone."""
+    return not metric.startswith(OF_TYPE)
 
 
 def name(metric: str) -> str:
@@ -64,17 +70,16 @@ def entities(true: Tags, predicted: Tags) -> tuple[dict[str, float], dict[str, d
 
     An entity counts where its type and both its ends are right; a predicted I- without its B- is none.
     """
-    from seqeval.metrics import classification_report, precision_recall_fscore_support
+    from seqeval.metrics import classification_report
     from seqeval.scheme import IOB2
 
-    settings = {"mode": "strict", "scheme": IOB2, "zero_division": 0}
-    precision, recall, f1, _ = precision_recall_fscore_support(true, predicted, average="micro", **settings)
-    found = {"entity_f1": float(f1), "entity_precision": float(precision), "entity_recall": float(recall)}
-    if not any(tag != "O" for tags in (*true, *predicted) for tag in tags):
-        return found, {}
-    report = classification_report(true, predicted, output_dict=True, **settings)
-    return found, {
+    if all(tag == "O" for tags in (*true, *predicted) for tag in tags):
+        return {"entity_f1": 0.0, "entity_precision": 0.0, "entity_recall": 0.0}, {}
+    report = classification_report(true, predicted, mode="strict", scheme=IOB2, zero_division=0, output_dict=True)
+    rows = {
         kind: {name.removesuffix("-score"): float(number) for name, number in row.items()}
         for kind, row in report.items()
-        if not kind.endswith(" avg")
     }
+    whole = rows["micro avg"]
+    found = {"entity_f1": whole["f1"], "entity_precision": whole["precision"], "entity_recall": whole["recall"]}
+    return found, {kind: row for kind, row in rows.items() if not kind.endswith(" avg")}

@@ -16,6 +16,13 @@ from train.export_facts import IDENTITY
 from train.monitor.logs import log
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_SPECIALS = {
+    "unk_token": ("[UNK]", "<unk>"),
+    "pad_token": ("[PAD]", "<pad>"),
+    "cls_token": ("[CLS]", "<s>"),
+    "sep_token": ("[SEP]", "</s>"),
+    "mask_token": ("[MASK]", "<mask>"),
+}
 _NEW_IN_ANY_HEAD = ("pooler",)  # masked-language models are saved without
 
 
@@ -26,7 +33,7 @@ def open_config(folder: Path) -> Any:
     if not folder.is_dir():
         raise UserError(f"--model {folder}: no such folder; models are read from local folders alone")
     if not (folder / "config.json").is_file():
-        run = (folder / "checkpoints").is_dir()
+        run = (folder / "config.yaml").is_file()
         way_out = f"; export the run first: python -m train export {folder} --output DIR" if run else ""
         raise UserError(f"--model {folder}: no config.json, so no folder of a transformers model{way_out}")
     with _named(folder, "config.json"):
@@ -74,12 +81,24 @@ def open_tokenizer(folder: Path, config: Any, max_length: int, *, split_words: b
         )
     if not tokenizer.is_fast:
         raise UserError(f"--model {folder}: its tokenizer has no fast form (tokenizer.json)")
+    _name_specials(tokenizer)
+    if tokenizer.pad_token is None:
+        raise UserError(f"--model {folder}: its tokenizer has no token for padding; name it in tokenizer_config.json")
     if len(tokenizer) > config.vocab_size:
         raise UserError(
             f"--model {folder}: its tokenizer has {len(tokenizer):,} tokens, the model {config.vocab_size:,}: "
             "it is that of another model"
         )
     return tokenizer
+
+
+def _name_specials(tokenizer: Any) -> None:
+    """A tokenizer.json alone does not say which token is which: the usual spellings do."""
+    vocabulary = tokenizer.get_vocab()
+    for name, spellings in _SPECIALS.items():
+        there = [spelling for spelling in spellings if spelling in vocabulary]
+        if there and getattr(tokenizer, name) is None:
+            setattr(tokenizer, name, there[0])
 
 
 def load_model(auto_class: Any, folder: Path, config: Any, added: tuple[str, ...] = ()) -> torch.nn.Module:

@@ -149,7 +149,7 @@ def _readable(tokenizer: Any, sentences: Sequence[Sentence], counts: Counts) -> 
             own[word] += 1
         for index, size in enumerate(own):
             if not size:
-                words[index], own[index] = tokenizer.unk_token, 1
+                words[index], own[index] = tokenizer.unk_token or tokenizer.mask_token, 1
                 counts.vanished_words += 1
         sizes.append(own)
     return everything, sizes
@@ -187,7 +187,7 @@ def _score(sentences: Sequence[Sentence], windows: Sequence[Window], tags: Seque
         {"place": sentence.places[0], "words": sentence.words, "tags": sentence.tags, "predicted": own}
         for sentence, own in zip(sentences, predicted, strict=True)
     ]
-    return found | {f"f1_{kind}": row["f1"] for kind, row in by_type.items()}, answers
+    return found | {f"{metrics.OF_TYPE}{kind}": row["f1"] for kind, row in by_type.items()}, answers
 
 
 def _tags_in_words(tags: Sequence[str]) -> str:

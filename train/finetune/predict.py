@@ -42,6 +42,8 @@ def predict(folder: Path, texts: Sequence[str], files: Sequence[str], batch_size
 
 def task_of(folder: Path) -> dict[str, Any]:
     """task.json of a folder that `finetune` wrote, or the task by the class of its model. Raises UserError."""
+    if (folder / results.SETTINGS).exists() and not (folder / results.RESULTS).exists():
+        raise UserError(f"--model {folder}: its fine-tuning has not ended; the same command goes on")
     config = model_folder.open_config(folder)
     try:
         saved: dict[str, Any] = json.loads((folder / results.TASK).read_bytes())
@@ -49,8 +51,6 @@ def task_of(folder: Path) -> dict[str, Any]:
             return saved
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    if (folder / results.SETTINGS).exists() and not (folder / results.RESULTS).exists():
-        raise UserError(f"--model {folder}: its fine-tuning has not ended; the same command goes on")
     classes = config.architectures or ["?"]
     for end, task in _BY_CLASS.items():
         if task in TASKS and classes[0].endswith(end):

@@ -131,6 +131,7 @@ def table(spread: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
         (split, metrics.name(metric), _mean_in_words(metric, found))
         for split, by_metric in spread.items()
         for metric, found in by_metric.items()
+        if metrics.shown(metric)
     ]
     widths = [max(len(cell[column]) for cell in cells) for column in range(2)]
     return [f"{split:{widths[0]}}  {metric:{widths[1]}}  {words}" for split, metric, words in cells]
