@@ -6,7 +6,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from train.errors import BertmaeError, UserError
@@ -80,6 +80,42 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--output", type=Path, required=True, metavar="DIR")
     export.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step instead of the newest")
     export.set_defaults(command=_export)
+
+    mean = commands.add_parser("average", help="write the mean of a run's last checkpoints as a transformers model")
+    mean.add_argument("run", type=Path, metavar="RUN")
+    mean.add_argument("--last", type=_positive, default=5, metavar="N", help="newest whole checkpoints to average (5)")
+    mean.add_argument("--output", type=Path, required=True, metavar="DIR")
+    mean.set_defaults(command=_average)
+
+    same = commands.add_parser("compare", help="whether two models are the same, and where not; exit code 0 or 1")
+    same.add_argument(
+        "models", type=Path, nargs=2, metavar="MODEL", help="an export, any transformers folder, a run or a checkpoint"
+    )
+    same.add_argument("--tolerance", type=float, default=0.0, metavar="X", help="differences up to X count as none (0)")
+    same.add_argument("--text", nargs="+", default=[], metavar="TEXT", help="also compare the outputs on these texts")
+    same.add_argument(
+        "--rows", type=_positive, default=20, metavar="N", help="tensors to list, the most different first (20)"
+    )
+    same.set_defaults(command=_compare)
+
+    probe = commands.add_parser("probe", help="what a frozen encoder is good for: linear probe, similarity, retrieval")
+    probe.add_argument("model", type=Path, metavar="MODEL", help="an export, or any local folder of transformers")
+    for kind, metavar, words in (
+        (
+            "classification",
+            "F",
+            "a folder with train.* and validation.*, dev.* or test.*; or a file; {text, label}",
+        ),
+        ("similarity", "F", "a file of {a, b, score}"),
+        ("retrieval", "DIR", "corpus.jsonl, queries.jsonl and qrels/, as BEIR has them"),
+    ):
+        probe.add_argument(f"--{kind}", action="append", default=[], metavar=metavar, help=words)
+    probe.add_argument(
+        "--max-texts", type=_at_least(2), default=20_000, metavar="N", help="most rows of a file (20,000)"
+    )
+    probe.add_argument("--max-length", type=_at_least(8), default=128, metavar="N", help="tokens of a text (128)")
+    probe.add_argument("--output", type=Path, metavar="FILE", help="the numbers as JSON too")
+    probe.set_defaults(command=_probe)
 
     fill = commands.add_parser("fill-mask", help="the best five tokens for every [MASK] of a text")
     fill.add_argument("model", type=Path, metavar="DIR")
@@ -214,6 +250,15 @@ def _submit(options: argparse.Namespace) -> int:
     return 0
 
 
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number from {least} on")
+        return int(text)
+
+    return number
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
@@ -225,6 +270,32 @@ def _export(options: argparse.Namespace) -> int:
 
     for sentence in export(options.run, options.output, options.step):
         print(sentence)
+    return 0
+
+
+def _average(options: argparse.Namespace) -> int:
+    from train.average import average
+
+    for sentence in average(options.run, options.output, options.last):
+        print(sentence)
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from train.compare import compare
+
+    report = compare(*options.models, tolerance=options.tolerance, texts=options.text, rows=options.rows)
+    print("\n".join(report.lines))
+    return 0 if report.same else 1
+
+
+def _probe(options: argparse.Namespace) -> int:
+    from train.probes.command import KINDS, probe_model, probe_settings
+
+    paths = {kind: getattr(options, kind) for kind in KINDS}
+    settings = probe_settings(paths, options.max_texts, options.max_length)
+    for line in probe_model(options.model, settings, options.output):
+        print(line)
     return 0
 
 

@@ -562,6 +562,55 @@ class Validation(Section):
     max_rows: int = Field(default=2048, gt=0, description="Most packed rows of the split read in one validation.")
 
 
+class ProbeSet(Section):
+    """A data set that the frozen encoder is measured on."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9-]+$")
+    path: str = Field(min_length=1)
+
+
+class Probes(Section):
+    """What the frozen encoder is good for during the run, by the last state of [CLS] and by the mean of all last
+    states: metrics probe_NAME_cls_... and probe_NAME_mean_.... Off while no data set is named. Nothing of it changes
+    the training; `python -m train probe MODEL` measures the same on a finished model (extra finetune)."""
+
+    interval_steps: int = Field(
+        default=5000, gt=0, description="Optimizer steps between two measurements; the last step is always measured."
+    )
+    classification: tuple[ProbeSet, ...] = Field(
+        default=(),
+        strict=False,
+        description="Accuracy of logistic regression, as a list of {name, path}: a folder with train.jsonl and "
+        "validation.jsonl, dev.jsonl or test.jsonl (the first that is there is measured), or one file, of which a "
+        "fifth is measured. Rows are {text, label}.",
+    )
+    similarity: tuple[ProbeSet, ...] = Field(
+        default=(),
+        strict=False,
+        description="Spearman's correlation of cosines and scores, as a list of {name, path}: files of {a, b, score}.",
+    )
+    retrieval: tuple[ProbeSet, ...] = Field(
+        default=(),
+        strict=False,
+        description="nDCG at 10 of documents ranked by cosine, as a list of {name, path}: folders laid out as BEIR's, "
+        "with corpus.jsonl, queries.jsonl and qrels/validation.tsv, dev.tsv, test.tsv or train.tsv.",
+    )
+    max_texts: int = Field(
+        default=2000,
+        gt=1,
+        description="Most rows of each file that are used, chosen by a hash; of a corpus all documents that are "
+        "relevant to the queries taken are among them.",
+    )
+    max_length: int = Field(
+        default=128, ge=8, description="Tokens after which a text is cut, where the encoder has so many positions."
+    )
+
+    @property
+    def are_there(self) -> bool:
+        """Whether any data set is named."""
+        return bool(self.classification or self.similarity or self.retrieval)
+
+
 class Logging(Section):
     """When metrics are written."""
 
@@ -641,6 +690,7 @@ class Config(Section):
     engine: Engine = Field(default=Engine(), description="DeepSpeed and the arithmetic.")
     checkpoint: Checkpoint = Field(default=Checkpoint(), description="When the state of the run is saved.")
     validation: Validation = Field(default=Validation(), description="When the model is measured.")
+    probes: Probes = Field(default=Probes(), description="What the frozen encoder is good for.")
     logging: Logging = Field(default=Logging(), description="When metrics are written.")
     incidents: Incidents = Field(default=Incidents(), description="Steps at which something went wrong.")
     watchdog: Watchdog = Field(default=Watchdog(), description="When a run that hangs is ended.")
@@ -656,6 +706,7 @@ class Config(Section):
         _check_batch(self.batch)
         _check_optimizer(self.optimizer)
         _check_schedule(self)
+        _check_probes(self.probes)
         return self
 
 
@@ -813,6 +864,12 @@ def _check_schedule(config: Config) -> None:
             f"schedule.warmup_steps {schedule.warmup_steps} and schedule.decay_steps {decay_steps(config)} "
             f"are above run.steps {steps} together: shorten one of them or lengthen the run"
         )
+
+
+def _check_probes(probes: Probes) -> None:
+    names = [entry.name for entry in (*probes.classification, *probes.similarity, *probes.retrieval)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"probes: two data sets have the same name among {', '.join(names)}: rename one")
 
 
 def _nearest_multiples(value: int, divisor: int) -> str:

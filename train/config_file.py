@@ -81,7 +81,8 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield prefix + name, value
 
 
-def _read_tree(path: Path) -> Tree:
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds, by the rules of YAML 1.2. Raises UserError with its place for what cannot be read."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -90,7 +91,11 @@ def _read_tree(path: Path) -> Tree:
         raise UserError(f"{path}: cannot be read ({exc.strerror})") from None
     except UnicodeDecodeError as exc:
         raise UserError(f"{path}: not UTF-8 text (byte {exc.start}); save the file as UTF-8") from None
-    tree = _parse_yaml(text, str(path))
+    return _parse_yaml(text, str(path))
+
+
+def _read_tree(path: Path) -> Tree:
+    tree = read_yaml(path)
     if not isinstance(tree, dict):
         what = "empty" if tree is None else f"{show(tree)} is not a mapping"
         raise UserError(f"{path}: {what}; a configuration is sections such as run:, data: and model:")

@@ -40,6 +40,7 @@ from train.effective_settings import check_settings, group_settings
 from train.errors import UserError
 from train.layerwise import Layerwise
 from train.model.cpu_bf16 import speed_up_bf16_products
+from train.model.documents import Documents
 from train.objectives.objective import HeadSums, Objective
 from train.optimizer import build_optimizer
 from train.snapshot import TABLES, Piece, Snapshot, Tensors
@@ -125,6 +126,22 @@ class Engine:
         self.ranks.pulse.says("validates")
         sums: HeadSums = self._engine(batch, selection)
         return sums
+
+    @torch.no_grad()
+    def encode(self, ids_T: torch.Tensor, documents: Documents) -> torch.Tensor:
+        """`Objective.vectors` [D, 2, W] of whole documents; the caller sets the mode with `eval()` and `train()`.
+
+        DeepSpeed gathers weights and casts around the forward pass of the whole module, so for this call that is
+        another one. Under ZeRO-3 every rank comes here the same number of times.
+        """
+        self.ranks.pulse.says("encodes the texts of probes")
+        module = self.module
+        module.forward = module.vectors  # type: ignore[method-assign,assignment]
+        try:
+            vectors: torch.Tensor = self._engine(ids_T, documents)
+        finally:
+            del module.forward  # the class has the other
+        return vectors
 
     def eval(self) -> None:
         self._engine.eval()

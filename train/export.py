@@ -1,4 +1,4 @@
-"""A run's checkpoint as a folder that transformers opens: encoder, tokenizer, and the decoder beside them."""
+"""A run's checkpoint as a folder that transformers opens: encoder, tokenizer, decoder and model card beside them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -16,11 +17,12 @@ from train.config import Config
 from train.config_file import load_config
 from train.errors import CheckpointError, UserError
 from train.model.encoder import encoder_config
+from train.model_card import untrained_head, write_card
 from train.monitor.logs import log
 from train.whole_folder import refuse_used, whole_folder
 
-_ENCODER = "encoder.masked_lm."
-_DECODER = "decoder."
+ENCODER = "encoder.masked_lm."
+DECODER = "decoder."
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +46,10 @@ def export(run: Path, output: Path, step: int | None = None) -> Iterator[str]:
     form, weights = encoder_form(config, run / "tokenizer"), read_table(found.path, "model")
     with whole_folder(output) as folder:
         write_model(folder, config, form, weights, run / "tokenizer")
+        write_card(folder, run, config, found.state)
     yield from (f"Not used: {problem}." for problem in problems)
-    if config.objective.name in ("mae", "latent-mae", "span-corruption"):
-        yield (
-            f"The objective {config.objective.name} does not train the masked-language-model head: fill-mask on this "
-            "model means nothing."
-        )
+    if sentence := untrained_head(config):
+        yield sentence
     yield f"Exported step {found.step} ({found.state['tokens_seen']:,} tokens seen) of {run} to {output}."
 
 
@@ -59,15 +59,19 @@ def is_export_step(config: Config, step: int) -> bool:
     return bool(every and step and step % every == 0)
 
 
-def export_step(config: Config, form: EncoderForm, step: int, weights: Mapping[str, torch.Tensor]) -> None:
-    """Write RUN/exports/step-NNNNNNNN. A disk that refuses costs a warning: a run does not end for its exports."""
-    run = Path(config.run.directory)
+def export_step(
+    config: Config, form: EncoderForm, state: Mapping[str, Any], weights: Mapping[str, torch.Tensor]
+) -> None:
+    """Write RUN/exports/step-NNNNNNNN from the state and the weights of a checkpoint. A disk that refuses costs a
+    warning: a run does not end for its exports."""
+    run, step = Path(config.run.directory), state["step"]
     output = _of_step(config, step)
     try:
         output.parent.mkdir(exist_ok=True)
         refuse_too_little_room(output.parent, [weights])
         with whole_folder(output) as folder:
             write_model(folder, config, form, weights, run / "tokenizer")
+            write_card(folder, run, config, state)
     except (OSError, UserError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         way_out = f"`python -m train export {run} --step {step} --output DIR` writes it while its checkpoint is kept"
@@ -78,7 +82,7 @@ def write_missing_export(config: Config, found: Checkpoint) -> None:
     """Write what checkpoint.export_every asks for of a checkpoint whose process died between the two."""
     if is_export_step(config, found.step) and not _of_step(config, found.step).exists():
         form = encoder_form(config, Path(config.run.directory) / "tokenizer")
-        export_step(config, form, found.step, read_table(found.path, "model"))
+        export_step(config, form, found.state, read_table(found.path, "model"))
 
 
 def encoder_form(config: Config, tokenizer_folder: Path) -> EncoderForm:
@@ -100,7 +104,7 @@ def write_model(
     folder: Path, config: Config, form: EncoderForm, weights: Mapping[str, torch.Tensor], tokenizer_folder: Path
 ) -> None:
     """The files of an export; `weights` are those of a checkpoint. Raises CheckpointError where they do not fit."""
-    own = {name.removeprefix(_ENCODER): tensor for name, tensor in weights.items() if name.startswith(_ENCODER)}
+    own = {name.removeprefix(ENCODER): tensor for name, tensor in weights.items() if name.startswith(ENCODER)}
     encoder = {form.tied.get(name, name): tensor for name, tensor in own.items()}
     if misfits := form.shapes.items() ^ {(name, tensor.shape) for name, tensor in encoder.items()}:
         names = sorted({name for name, _ in misfits})
@@ -109,7 +113,7 @@ def write_model(
     (folder / "config.json").write_text(form.config_json, encoding="utf-8")
     for path in tokenizer_folder.iterdir():
         shutil.copy(path, folder / path.name)
-    decoder = {name.removeprefix(_DECODER): t for name, t in weights.items() if name.startswith(_DECODER)}
+    decoder = {name.removeprefix(DECODER): t for name, t in weights.items() if name.startswith(DECODER)}
     if decoder:
         save_file(decoder, folder / "decoder.safetensors")
         layout = {"decoder": config.model.resolved_decoder()._asdict(), "objective": config.objective.model_dump()}

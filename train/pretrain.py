@@ -37,6 +37,8 @@ from train.objectives import build_objective
 from train.ownership import own
 from train.preflight.equality import refuse_differences
 from train.preflight.folder import room
+from train.probes.open import open_probes
+from train.probes.open import sentences as describe_probes
 from train.signals import StopRequest, who_asked
 from train.training_data import (
     SPLIT,
@@ -68,6 +70,7 @@ def dry_run(config: Config) -> Iterator[str]:
     yield from describe(config, world_size, walk.plans, vocabulary)
     for sentences in describe_cache(config, sets):
         yield from sentences
+    yield from describe_probes(open_probes(config.probes))
     yield "Dry run: nothing was trained."
 
 
@@ -238,6 +241,7 @@ def _train(
     ranks.pulse.start.done("data")
     # DeepSpeed takes seconds to import; a mistyped path should not wait for it.
     from train.engine import MOMENTS, Engine
+    from train.probes.in_run import RunProbes
     from train.training import Position, Training
     from train.validation import open_held_out
 
@@ -249,6 +253,7 @@ def _train(
         log.info(sentence)
     for warning in warnings:
         log.warning(warning)
+    probes = RunProbes(config, ranks)
     torch.manual_seed(config.run.seed)
     ranks.pulse.says("builds the model")
     ranks.pulse.step = None  # until the first one of this model, which may have to be compiled
@@ -281,7 +286,7 @@ def _train(
     incidents = Incidents(config, ranks, stream.walk, resume.state.get("loss_watch", {}) if resume else {})
     try:
         measured = [rows for rows in held_out if rows]
-        Training(config, ranks, measured, engine, stream, recorder, position, incidents).run_to_end(stop)
+        Training(config, ranks, measured, engine, stream, recorder, position, incidents, probes).run_to_end(stop)
     except rewind.GoBack:
         recorder.close()
         engine.dispose()

@@ -30,11 +30,13 @@ from train.errors import BertmaeError, DataError, NonFiniteError, StoppedError
 from train.export import EncoderForm, encoder_form, export_step, is_export_step
 from train.monitor.incidents import Incidents
 from train.monitor.logs import log
+from train.monitor.metrics import newest_first
 from train.monitor.progress import duration
-from train.monitor.recorder import Recorder, StepSums
+from train.monitor.recorder import Record, Recorder, StepSums
 from train.objectives.rng import hash_integers
 from train.optimizer import learning_rate
 from train.ownership import refuse_another
+from train.probes.in_run import RunProbes
 from train.provenance import provenance
 from train.rewind import GoBack, decide, last_applied
 from train.saving import Saves
@@ -89,6 +91,7 @@ class Training:
     recorder: Recorder
     position: Position
     incidents: Incidents
+    probes: RunProbes
     saved_step: int = -1  # of the newest checkpoint, committed or under way
     saves: Saves = field(default_factory=Saves)
     snapshot: Snapshot = field(init=False)
@@ -129,13 +132,15 @@ class Training:
         self.recorder.go_on()
         if self._is_validation_due:
             self._validate_late(stop)
+        elif first_step == 0:
+            self._probe_start(stop)
         while not self._is_over():
             if not self.step(stop):
                 self._stop(stop)
             if sentence := self.ranks.pulse.start.end("first step"):
                 log.info(sentence)
             last = self._is_over()
-            if last or position.step % config.validation.interval_steps == 0:
+            if self._is_measured():
                 self.validate(stop)
             if last or self._is_save_due():
                 self.save()
@@ -242,17 +247,25 @@ class Training:
 
         together(self.ranks, end)
 
+    def _is_measured(self) -> bool:
+        """Whether a validation or the probes are due at the step just done."""
+        return self._is_validated() or self.probes.are_due(self.position.step, last=self._is_over())
+
+    def _is_validated(self) -> bool:
+        every = self.config.validation.interval_steps
+        return bool(self.held_out) and (self._is_over() or self.position.step % every == 0)
+
     def validate(self, stop: StopRequest) -> None:
-        """Measure on held-out documents; the record of this step carries the result.
+        """Measure on held-out documents and by probes, where due; the record of this step carries the result.
 
         Where a request to stop cuts it short, the record is kept in the checkpoint, and the next start completes it.
         """
         self._is_validation_due = False
-        if not self.held_out:
+        if not self._is_measured():
             return
         self.recorder.pause("validation")
         self.ranks.pulse.says("validates")
-        record = validate(self.engine, self.held_out, self.ranks, stop)
+        record = self._measured(stop)
         if record is None:
             log.info(
                 "step %d: validation was cut short by a request to stop; the next start does it", self.position.step
@@ -262,8 +275,42 @@ class Training:
             self.recorder.go_on()
             return
         self._notes |= record
-        words = [f"{head} loss {record[f'validation_{head}_loss']:.4f}" for head in self.recorder.heads]
-        log.info("step %d: held-out %s", self.position.step, ", ".join(words))
+
+    def _measured(self, stop: StopRequest) -> Record | None:
+        """The measures that are due; None where any of them was cut short."""
+        record: Record = {}
+        if self._is_validated():
+            found = validate(self.engine, self.held_out, self.ranks, stop)
+            if found is None:
+                return None
+            record |= found
+            words = [f"{head} loss {found[f'validation_{head}_loss']:.4f}" for head in self.recorder.heads]
+            log.info("step %d: held-out %s", self.position.step, ", ".join(words))
+        if self.probes.are_due(self.position.step, last=self._is_over()):
+            found = self._probed(stop)
+            if found is None:
+                return None
+            record |= found
+        return record
+
+    def _probe_start(self, stop: StopRequest) -> None:
+        """Probes before the first step: a random encoder is a bag of words, and better at some than one may think."""
+        file = Path(self.config.run.directory) / "metrics.jsonl"
+        if not self.probes.are_there or not on_first_rank(self.ranks, lambda: next(newest_first(file), None) is None):
+            return
+        self.recorder.pause("validation")
+        if found := self._probed(stop):
+            self.recorder.write_start(found)
+        self.recorder.go_on()
+
+    def _probed(self, stop: StopRequest) -> Record | None:
+        began = time.perf_counter()
+        found = self.probes.measure(self.engine, stop)
+        if found is None:
+            return None
+        words = [f"{name.removeprefix('probe_')} {value:.4f}" for name, value in found.items()]
+        log.info("step %d: probes %s", self.position.step, ", ".join(words))
+        return found | {"probe_seconds": round(time.perf_counter() - began, 3)}
 
     def _validate_late(self, stop: StopRequest) -> None:
         """What the start before was not given the time for; its checkpoint is written again, with the result."""
@@ -355,17 +402,18 @@ class Training:
                 self.recorder.writers.sync()
         refuse_another(self._folder.parent)
         keep = self.config.checkpoint
+        state |= provenance(self.config)
         path = save_checkpoint(
             self._folder,
             state["step"],
             tables,
-            state | provenance(self.config),
+            state,
             keep.keep_last,
             keep_every=keep.keep_every,
             keep_best=keep.keep_best,
         )
         if self._form and is_export_step(self.config, state["step"]):
-            export_step(self.config, self._form, state["step"], tables["model"])
+            export_step(self.config, self._form, state, tables["model"])
         return str(path)
 
     @property

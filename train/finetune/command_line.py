@@ -1,4 +1,4 @@
-"""The commands `finetune` and `predict`: their options, and what they call. Imports nothing heavy."""
+"""The commands `finetune`, `evaluate` and `predict`: their options, and what they call. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ _FIRST_RANK_SPEAKS = 30.0  # seconds that it may start later than the others
 
 
 def add_commands(commands: Any) -> None:
-    """Add `finetune` and `predict` to the commands of `python -m train`."""
+    """Add `finetune`, `evaluate` and `predict` to the commands of `python -m train`."""
     finetune = commands.add_parser("finetune", help="train an exported model for a task; torchrun for several ranks")
     tasks = finetune.add_subparsers(required=True, dest="task", metavar="TASK")
     for name, kind in TASKS.items():
@@ -25,6 +26,15 @@ def add_commands(commands: Any) -> None:
         for option in kind.options:
             _add_option(parser, option)
         parser.set_defaults(command=_finetune)
+
+    evaluate = commands.add_parser("evaluate", help="every task and seed of a suite file, and one table; goes on")
+    evaluate.add_argument("model", type=Path, metavar="MODEL", help="an export, or any local folder of transformers")
+    evaluate.add_argument("--suite", type=Path, required=True, metavar="FILE.yaml", help="configs/suites/ has some")
+    evaluate.add_argument("--data", type=Path, default=Path(), metavar="DIR", help="where the suite's paths begin (.)")
+    evaluate.add_argument("--output", type=Path, required=True, metavar="DIR", help="a folder a task, and the table")
+    evaluate.add_argument("--seeds", type=_numbers, metavar="A,B,C", help="in the place of the suite's")
+    evaluate.add_argument("--skip-absent", action="store_true", help="leave out tasks whose data folder is not there")
+    evaluate.set_defaults(command=_evaluate)
 
     predict = commands.add_parser("predict", help="what a fine-tuned model says of texts, as JSON lines")
     predict.add_argument("texts", nargs="*", metavar="TEXT", help="tasks of two texts take them two by two")
@@ -86,6 +96,34 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 
 def _finetune(options: argparse.Namespace) -> int:
+    def action(stop: Any) -> None:
+        with the_same_everywhere():
+            settings = _settings(options)
+        _finetuned(settings, options.seeds, stop)
+
+    return _as_rank(action)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    def action(stop: Any) -> None:
+        from train.finetune.packages import require
+
+        require("accelerate")
+        from train import distributed
+        from train.finetune.evaluate import evaluate
+        from train.monitor.logs import log
+
+        places = (options.model, options.suite, options.data, options.output.absolute())
+        for line in evaluate(*places, stop, seeds=options.seeds, skip_absent=options.skip_absent):
+            log.info("  %s", line)
+        log.info("%s has this table as results.md and results.json, and a folder for each task.", options.output)
+        distributed.finish()
+
+    return _as_rank(action)
+
+
+def _as_rank(action: Callable[[Any], None]) -> int:
+    """Call `action` with what asks it to stop; where all ranks meet one mistake, the first of them tells it."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or DDP warns of a search that some models need
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from train.monitor.logs import start_logging
@@ -98,9 +136,7 @@ def _finetune(options: argparse.Namespace) -> int:
     rank = int(os.environ.get("RANK", "0"))
     start_logging(rank)
     try:
-        with the_same_everywhere():
-            settings = _settings(options)
-        _finetuned(settings, options.seeds, stop)
+        action(stop)
     except BertmaeError as error:
         if error.everywhere and rank != 0:
             stop.wait(_FIRST_RANK_SPEAKS)  # torchrun ends all ranks with the first that ends: here the silent one

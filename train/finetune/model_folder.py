@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from train.errors import UserError
+from train.export_facts import IDENTITY
 from train.monitor.logs import log
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -135,6 +136,9 @@ def identity(folder: Path) -> dict[str, Any]:
     """What tells this model from others: the sha256 of its configuration and weights, and its export's own record."""
     files = [folder / "config.json", *sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern))]
     found: dict[str, Any] = {"folder": str(folder), "sha256": {path.name: _sha256(path) for path in files}}
+    if (folder / IDENTITY).is_file():
+        with _named(folder, IDENTITY):
+            found["pretraining"] = json.loads((folder / IDENTITY).read_bytes())
     if (folder / "task.json").is_file():
         found["task"] = json.loads((folder / "task.json").read_bytes())
     return found

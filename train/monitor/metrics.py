@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from train.errors import UserError
 from train.monitor.growing import GrowingFile
+
+_READ_BYTES = 1 << 16
 
 
 class MetricsFile:
@@ -59,6 +61,29 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     return [record for record in parsed if record is not None]
+
+
+def newest_first(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a metrics file from the last one back, read as far as they are asked for; none where it is not
+    readable: who asks wants to tell of a run, and not to go on from it."""
+    try:
+        with path.open("rb") as file:
+            for line in _lines_from_end(file):
+                if (record := _parse(line)) is not None:
+                    yield record
+    except OSError:
+        return
+
+
+def _lines_from_end(file: IO[bytes]) -> Iterator[bytes]:
+    end, rest = file.seek(0, os.SEEK_END), b""
+    while end:
+        begin = max(0, end - _READ_BYTES)
+        file.seek(begin)
+        first, *lines = (file.read(end - begin) + rest).splitlines(keepends=True)
+        yield from reversed(lines)
+        end, rest = begin, first
+    yield rest
 
 
 def _finite(value: Any) -> bool:

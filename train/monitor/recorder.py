@@ -136,6 +136,13 @@ class Recorder:
         if self.writers:
             self.writers.goodput.enter(part)
 
+    def write_start(self, measured: Mapping[str, float]) -> None:
+        """What was measured before the first step, as a record of step 0."""
+        if self.writers:
+            record = {"step": 0, **measured}
+            self.writers.metrics.write(record)
+            self.writers.curves.write(record)
+
     def go_on(self) -> None:
         """What follows is training; how the time was spent until here is safe on the disk."""
         if self.writers:

@@ -93,5 +93,7 @@ def _tag(name: str) -> str:
         return _GROUPS[name]
     if name.endswith("_seconds_total"):
         return f"goodput/{name}"
+    if name.startswith("probe_"):
+        return f"probes/{name.removeprefix('probe_')}"
     what, _, kind = name.rpartition("_")
     return f"{kind}/{what or 'total'}" if kind in ("loss", "accuracy") else f"other/{name}"

@@ -72,6 +72,13 @@ class Objective(nn.Module, Generic[Selection]):
     def forward(self, batch: Batch, selection: Selection) -> HeadSums:
         raise NotImplementedError
 
+    def vectors(self, ids_T: torch.Tensor, documents: Documents) -> torch.Tensor:
+        """What a user of the encoder takes for the vector of a document, fp32 [D, 2, W] with W the width: the last
+        state of [CLS], and the mean of the last states of all its tokens. Nothing is masked."""
+        hidden_TW = self.encoder(ids_T, documents.positions_T, documents).float()
+        parts = hidden_TW.split(documents.lengths_D.tolist())  # one by one: sums by scattering have no order on a GPU
+        return torch.stack([torch.stack([part[0], part.mean(0)]) for part in parts])
+
     def masked(self, batch: Batch, documents: Documents, among_T: torch.Tensor, step: int | None) -> Chosen:
         """The targets of masked language modelling among some ordinary tokens."""
         settings, streams = self.settings, (SELECT, SELECT_LENGTH)
