@@ -5,7 +5,7 @@
 Every row is a process of its own, and says so where it fails: the others stand. Documents are random ids with lengths
 like those of text, in packed rows of 512; the Trainer has the same joined and cut. Both have the best micro-batch that
 a doubling search finds, no recomputation, AdamW, clipping. MFU is the arithmetic of the model, without padding and
-without logits that nothing asks for (model_flops.py), over what a large matrix product reaches on this card.
+without logits that nothing asks for (train/flops.py), over what a large matrix product reaches on this card.
 --tiny shows on a CPU that everything runs.
 """
 

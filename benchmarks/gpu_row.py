@@ -19,12 +19,12 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from model_flops import training_flops  # noqa: E402
 from plain_training import bf16_update, open_stream, steps  # noqa: E402
 
 from data_pipeline.manifest import Manifest, load_manifest  # noqa: E402
 from train.config import Config  # noqa: E402
 from train.config_file import load_config  # noqa: E402
+from train.flops import training_flops  # noqa: E402
 from train.model.encoder import encoder_config  # noqa: E402
 from train.objectives import build_objective  # noqa: E402
 from train.vocabulary import load_vocabulary  # noqa: E402

@@ -22,10 +22,12 @@ from train.data.packing import PackingRules, RowPlan
 from train.data.plan_cache import load_plan, open_plan, store_plan
 from train.data.stream import TrainStream
 from train.derived import describe
+from train.devices import peak_tflops
 from train.distributed import Ranks, on_first_rank, together
 from train.ds_config import load_ds_config
 from train.errors import StoppedError, UserError
 from train.export import write_missing_export
+from train.flops import batch_flops
 from train.model.pretrained import check_tokenizer, load_pretrained
 from train.monitor.about_run import about_run
 from train.monitor.arranged import first_page
@@ -215,7 +217,8 @@ def _open_stream(config: Config, ranks: Ranks, sets: list[DataSet], resume: Chec
         share = Share(ranks.rank, ranks.world_size, batch.micro_batch_size, batch.global_batch_size)
         sizes = {change.step: change.rows for change in batch.global_batch_size_at}
         step = resume.step if resume else 0
-        return TrainStream(walk, share, _cursor(config, walk, resume), step, sizes=sizes, skips=skips)
+        flops = batch_flops(config, sets[0].manifest.vocabulary_size)
+        return TrainStream(walk, share, _cursor(config, walk, resume), step, sizes=sizes, skips=skips, flops=flops)
 
     return together(ranks, open_it)
 
@@ -281,7 +284,8 @@ def _train(
     written = position.step - (unfinished is not None)
     seen, heads = position.tokens_seen, module.heads
     writers = together(ranks, lambda: _writers(config, written, seen, heads) if ranks.rank == 0 else None)
-    recorder = Recorder(ranks, module.heads, module.weights(), writers, held=unfinished)
+    peak = peak_tflops(ranks.device, config.engine.precision)
+    recorder = Recorder(ranks, module.heads, module.weights(), writers, peak_tflops=peak, held=unfinished)
     held_out = together(ranks, lambda: [open_held_out(data_set, config, ranks) for data_set in sets])
     incidents = Incidents(config, ranks, stream.walk, resume.state.get("loss_watch", {}) if resume else {})
     try:

@@ -46,6 +46,7 @@ from train.training_data import most_tokens_at
 from train.validation import validate
 
 _LOOK_FOR_STOP = 1.0  # seconds
+_COUNTED = ("tokens", "flops", "rows", "damaged_rows")  # of the batches of a step
 
 
 @dataclass(slots=True)
@@ -165,10 +166,10 @@ class Training:
         self.ranks.pulse.says("trains")
         prepared = self._ahead if self._ahead and self._ahead.read is batches else self._prepare(batches, 0)
         self._look_ahead()
-        counts = [sum(getattr(batch, name) for batch in batches) for name in ("tokens", "rows", "damaged_rows")]
+        counts = [sum(getattr(batch, name) for batch in batches) for name in _COUNTED]
         requests = [int(stop.wants_save), int(stop.reason is not None)]
         own = [*self._targets(prepared), *counts, *self._save_news(), *requests, int(failure is not None)]
-        *targets, tokens, rows, damaged, ended, due, save, asked, failed = self.ranks.sum(own)
+        *targets, tokens, flops, rows, damaged, ended, due, save, asked, failed = self.ranks.sum(own)
         self._is_save_time = due > 0
         if ended:
             self._hear_of_save()
@@ -196,7 +197,8 @@ class Training:
             others["loss_scale"] = scale["cur_scale"]
         norm = self.engine.gradient_norm
         losses_H = losses_AH.double().sum(0)
-        self.recorder.add(StepSums(self.position.step, losses_H, hits_H2, tuple(targets), tokens, waited, norm, others))
+        sums = StepSums(self.position.step, losses_H, hits_H2, tuple(targets), tokens, waited, norm, others, flops)
+        self.recorder.add(sums)
         self._refuse_to_skip_for_ever()
         return True
 

@@ -36,6 +36,7 @@ class Batch:
     tokens: int  # tokens of real rows, [CLS] and [SEP] included
     rows: int = 0  # that are no fillers; damaged ones included
     damaged_rows: int = 0  # that could not be read and stand here as fillers
+    flops: int = 0  # operations of the model over its real rows, forward and backward (train/flops.py)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on `device`; copies from pinned memory run beside the computation."""

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Protocol, Self
@@ -77,17 +77,20 @@ class TrainStream:
         *,
         sizes: Mapping[int, int] = _NOTHING,
         skips: Mapping[int, int] = _NOTHING,
+        flops: Callable[[Batch, int], int] | None = None,
     ) -> None:
         """Begin at `cursor`, before optimizer step `step` (counted from 0).
 
         `sizes` has the rows of a global batch from a step on, in rising order; before the first, those of `share`
         hold. `skips` {k: n}: after k completed steps the cursor moves over the rows of n steps, which nobody reads.
-        The cursor that a step ends with lies before such a jump.
+        The cursor that a step ends with lies before such a jump. `flops` counts the operations of a micro-batch of a
+        step, here and not in the training loop.
         """
         self.walk = walk
         self._share = share
         self._sizes = sizes
         self._skips = skips
+        self._flops = flops
         self.cursor = cursor  # where it began
         self._step = step
         self._fetched = cursor, step  # up to here blocks were asked for
@@ -172,8 +175,10 @@ class TrainStream:
                 if self.walk.is_remote:
                     self.walk.prefetch(cursor, share)  # what found no place when it was asked for ahead
                     self._fetch_ahead()
-                self._step += 1
                 batches = self.walk.batches(cursor, share)
+                if self._flops:
+                    batches = [replace(batch, flops=self._flops(batch, self._step)) for batch in batches]
+                self._step += 1
                 cursor = self.walk.advance(cursor, share)
                 self._ready.put((batches, cursor))
         except BaseException as error:  # noqa: BLE001 - the consumer raises it, with this thread's traceback

@@ -38,6 +38,7 @@ class StepSums:
     data_wait_seconds: float
     grad_norm: torch.Tensor | float | None
     others: Mapping[str, float]  # already known on the host
+    flops: int = 0  # of all ranks (train/flops.py)
 
 
 def head_metrics(heads: tuple[str, ...], sums_H3: list[list[float]], targets_H: tuple[int, ...]) -> Record:
@@ -111,12 +112,14 @@ class Recorder:
     heads: tuple[str, ...]
     weights: tuple[float, ...]
     writers: Writers | None
+    peak_tflops: float | None = None  # of a device in the precision of the run, where it is known
     last: Record = field(default_factory=dict)
     held: Record | None = None  # of the last step, not written yet: its validation was cut short
     _pending: list[StepSums] = field(default_factory=list)
     _read: list[list[list[float]]] = field(default_factory=list)  # sums of the first of them over all ranks
     _since: float = field(default_factory=time.perf_counter)
     _until: float | None = None
+    _impossible: bool = False  # whether more than the peak was measured once
 
     def add(self, sums: StepSums) -> None:
         self._pending.append(sums)
@@ -182,6 +185,7 @@ class Recorder:
         speed = sum(sums.tokens for sums in self._pending) / (now - self._since)
         times = {"tokens_per_second": round(speed, 1), "step_seconds": round(seconds, 5)}
         times["tokens_per_second_per_device"] = round(speed / self.ranks.world_size, 1)
+        times |= self._utilisation(now - self._since)
         pairs = zip(self._pending, self._read, strict=True)
         records = [self._record(sums, sums_H3) | times for sums, sums_H3 in pairs]
         records[-1] |= memory_peaks(self.ranks.device)
@@ -189,6 +193,21 @@ class Recorder:
         self._read.clear()
         self._since = now
         return records
+
+    def _utilisation(self, seconds: float) -> Record:
+        """TFLOP/s of each device over the pending steps, and its share of what the device can do at most."""
+        flops = sum(sums.flops for sums in self._pending)
+        if not flops:
+            return {}
+        tflops = flops / seconds / self.ranks.world_size / 1e12
+        record: Record = {"tflops_per_second": float(f"{tflops:.5g}")}
+        if self.peak_tflops and tflops <= self.peak_tflops:
+            record["mfu"] = round(tflops / self.peak_tflops, 4)
+        elif self.peak_tflops and not self._impossible:
+            self._impossible = True
+            words = "%.4g TFLOP/s of a device that is known for at most %.4g: one of the two is wrong, there is no MFU"
+            log.warning(words, tflops, self.peak_tflops)
+        return record
 
     def close(self) -> None:
         """Close the files of a start that another one of this process follows."""

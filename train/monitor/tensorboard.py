@@ -23,6 +23,8 @@ _GROUPS = {
     "skipped_updates": "optimizer/skipped_updates",
     "tokens_per_second": "speed/tokens_per_second",
     "step_seconds": "speed/step_seconds",
+    "tflops_per_second": "speed/tflops_per_second",
+    "mfu": "speed/mfu",
     "data_wait_seconds": "speed/data_wait_seconds",
     "tokens_seen": "progress/tokens_seen",
     "epoch": "progress/epoch",

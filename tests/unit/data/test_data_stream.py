@@ -32,7 +32,7 @@ def open_stream(manifest: Manifest, cursor: Cursor = Cursor(0, 0), **changes: An
     plan = plan_rows(manifest, "train", PackingRules(LENGTH))
     walk = EpochWalk(manifest, "train", plan, seed=11, repeat=chosen["repeat"])
     share = Share(chosen["rank"], chosen["world_size"], chosen["micro"], chosen["size"])
-    schedule = {name: chosen[name] for name in ("sizes", "skips") if name in chosen}
+    schedule = {name: chosen[name] for name in ("sizes", "skips", "flops") if name in chosen}
     return TrainStream(walk, share, cursor, chosen["step"], **schedule)
 
 
@@ -108,6 +108,14 @@ def test_the_prefetched_steps_are_those_made_without_a_thread(data_set: Manifest
         position += 12
         assert after == Cursor(0, position)
     stream.close()
+
+
+def test_the_operations_of_a_batch_are_counted_at_its_step(data_set: Manifest) -> None:
+    """Reference: a count that names the tokens and the step, from step 3 on; none is counted where nobody asks."""
+    stream = open_stream(data_set, step=3, flops=lambda batch, step: 1000 * batch.tokens + step)
+    for number, (batches, _) in enumerate(take(stream, 4), 3):
+        assert [batch.flops for batch in batches] == [1000 * batch.tokens + number for batch in batches]
+    assert {batch.flops for batches, _ in take(open_stream(data_set), 2) for batch in batches} == {0}
 
 
 def test_the_last_step_of_an_epoch_counts_only_its_real_rows(data_set: Manifest) -> None:

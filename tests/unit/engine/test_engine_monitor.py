@@ -130,7 +130,7 @@ def test_a_file_that_cannot_be_written_is_one_clear_line(tmp_path):
 # Records and curves
 
 
-def step_sums(step, loss, hits, targets, tokens=100, norm=0.5):
+def step_sums(step, loss, hits, targets, tokens=100, norm=0.5, flops=0):
     return StepSums(
         step,
         torch.tensor(loss, dtype=torch.float64),
@@ -140,6 +140,7 @@ def step_sums(step, loss, hits, targets, tokens=100, norm=0.5):
         data_wait_seconds=0.25,
         grad_norm=torch.tensor(norm),
         others={"learning_rate": step / 16, "tokens_seen": 100 * step},
+        flops=flops,
     )
 
 
@@ -215,6 +216,24 @@ def test_the_speed_is_that_of_the_time_spent_training(tmp_path):
     recorder.flush()
     assert shortest / 2 - 1e-5 <= recorder.last["step_seconds"] <= longest / 2 + 1e-5
     assert recorder.last["tokens_per_second"] * recorder.last["step_seconds"] == pytest.approx(1000, rel=0.01)
+
+
+def test_utilisation_is_the_arithmetic_of_a_device_over_its_peak_and_never_above_1(caplog):
+    """Reference: operations over seconds and ranks by hand. Without a known peak there is no MFU; more than the peak is
+    said once and no MFU."""
+    for peak, expected in ((None, set()), (400.0, {"mfu"}), (1e-9, set())):
+        recorder = Recorder(ALONE, ("mlm",), (1.0,), None, peak_tflops=peak)
+        for step in (1, 2, 3, 4):
+            recorder.add(step_sums(step, [1.0], [[0, 0]], (1,), flops=10**12))
+            if step % 2 == 0:
+                time.sleep(0.02)
+                recorder.flush()
+        last = recorder.last
+        assert last["tflops_per_second"] * last["step_seconds"] == pytest.approx(1, rel=0.01)
+        assert last.keys() & {"mfu"} == expected
+        if expected:
+            assert last["mfu"] == pytest.approx(last["tflops_per_second"] / 400, abs=1e-4)
+    assert [record.message.count("there is no MFU") for record in caplog.records] == [1]
 
 
 def test_most_frequent_accuracy_is_that_of_one_constant_guess():
