@@ -24,7 +24,7 @@ from e2e_commands import TINY  # noqa: E402
 from slurm.cluster import cluster, proctracks, why_not  # noqa: E402
 from slurm.faults import FAULTS, Cost, Running, cost, differences, ended, reached, starts, submitted  # noqa: E402
 
-AT, INTERVAL = 70, 25  # the step after which a fault comes, and that of checkpoints
+AT, INTERVAL = 40, 20  # the step after which a fault comes, and that of checkpoints
 SETTINGS = [f"checkpoint.interval_steps={INTERVAL}", "checkpoint.keep_last=1"]
 SETTINGS += ["validation.interval_steps=100000", "validation.max_rows=8"]
 BETWEEN_FAULTS = 600  # seconds, simulated
@@ -45,7 +45,7 @@ def main() -> None:
     """One job after the other; exit code 1 where a run ended differently."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", type=Path)
-    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--proctrack", choices=("cgroup", "linuxproc"), default=proctracks()[0])
     parser.add_argument("--slurmd-timeout", type=int, default=10, help="after which a node is given up (%(default)s s)")
     parser.add_argument("--only", default="", help="faults that have these words")
@@ -66,10 +66,9 @@ def main() -> None:
         for number, fault in enumerate(faults):
             rows.append(meet(slurm, reference, slurm.disk / f"run-{number}", fault, words, options))
             print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
-    text = table(rows, options)
-    print(text)
-    if options.output:
-        options.output.write_text(text, encoding="utf-8")
+            if options.output:  # after each, for it takes long
+                options.output.write_text(table(rows, options), encoding="utf-8")
+    print(table(rows, options))
     sys.exit(any(row.problems for row in rows))
 
 

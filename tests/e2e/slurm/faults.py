@@ -325,7 +325,9 @@ def cost(job: Running) -> Cost:
         if began < before.time:  # the same processes go on
             waiting += gap
             continue
-        lost = [step for step in book.steps if before.time < step.time < after.time and step.step >= after.step]
+        old = {process for process, moment in book.began.items() if moment < before.time}
+        lost = [step for step in book.steps if before.time < step.time < after.time and step.process in old]
+        lost = [step for step in lost if step.step >= after.step]  # not the same step of another rank
         until = max((step.time for step in lost), default=before.time)
         again += until - before.time
         steps_again += len({step.step for step in lost})
