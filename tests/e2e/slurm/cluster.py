@@ -4,6 +4,7 @@ Every node is a set of namespaces with an address, a host name and a /dev/shm of
 or its cable. All of it lies in one folder and ends with it; nothing of the machine's own set-up is touched.
 """
 
+import fcntl
 import os
 import random
 import shutil
@@ -21,6 +22,7 @@ PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
 FREEZER = Path("/sys/fs/cgroup/freezer/release_agent")
 GPUS = 2  # of each node; they are /dev/null, which SLURM hands out like real ones
 PATIENCE = 60  # seconds
+DISK = 96  # MiB
 
 CONF = """\
 ClusterName={tag}
@@ -53,7 +55,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 ReturnToService=1
 SlurmctldTimeout=10
-SlurmdTimeout=10
+SlurmdTimeout={slurmd_timeout}
 MessageTimeout=10
 KillWait=30
 UnkillableStepTimeout=60
@@ -115,9 +117,51 @@ class Cluster:
         """Every process of the node is killed at once."""
         self.power[node].kill()
 
+    def start_node(self, node: str) -> None:
+        """Give a node its power back."""
+        self.power[node].wait()
+        self.power[node] = _boot(self, node)
+
     def plug(self, node: str, *, cable: bool) -> None:
         """Pull the node's cable, or put it back."""
-        _run("ip", "link", "set", f"{self.tag}v{self.nodes.index(node) + 1}", "up" if cable else "down")
+        _run("ip", "link", "set", self.cable(node), "up" if cable else "down")
+
+    def cable(self, node: str) -> str:
+        """The end of the node's cable that is in the switch."""
+        return f"{self.tag}v{self.nodes.index(node) + 1}"
+
+    def slow(self, node: str, rate: str) -> None:
+        """What comes to the node comes at `rate`, such as 10mbit."""
+        words = ("root", "tbf", "rate", rate, "burst", "64kb", "latency", "400ms")
+        _run("tc", "qdisc", "add", "dev", self.cable(node), *words)
+
+    def inside(self, node: str) -> list[str]:
+        """The beginning of a command line that is to run on the node, in its namespaces."""
+        children = Path(f"/proc/{self.power[node].pid}/task/{self.power[node].pid}/children").read_text().split()
+        return ["nsenter", "-t", children[0], "--net", "--uts", "--ipc", "--mount", "--pid", f"--wd={Path.cwd()}"]
+
+    def kill_daemon(self, node: str) -> None:
+        """slurmd alone: what it has started lives on."""
+        _run(*self.inside(node), "kill", "-KILL", (self.folder / f"slurmd-{node}.pid").read_text().strip())
+
+    def start_daemon(self, node: str) -> None:
+        _run(*self.inside(node), "setsid", "slurmd", "-N", node, environment=self.environment)
+
+    def kill_controller(self) -> None:
+        os.kill(int((self.folder / "slurmctld.pid").read_text()), signal.SIGKILL)
+
+    def start_controller(self) -> None:
+        """It goes on from what it has saved."""
+        _run("slurmctld", environment=self.environment)
+
+    @property
+    def disk(self) -> Path:
+        """A file system of its own, which can be filled and frozen."""
+        return self.folder / "disk"
+
+    def freeze(self, *, still: bool) -> None:
+        """While it is still every write waits, and no signal ends that: a file server that is away."""
+        _run("fsfreeze", "--freeze" if still else "--unfreeze", str(self.disk))
 
 
 def why_not() -> str | None:
@@ -126,11 +170,7 @@ def why_not() -> str | None:
         return "a SLURM of several nodes needs root"
     if not Path("/etc/debian_version").exists():
         return "a SLURM of several nodes is made of Debian's packages"
-    if any(shutil.which(name) is None for name in (*PROGRAMS, "ip")):
-        with suppress(OSError, subprocess.SubprocessError):
-            install = ["apt-get", "install", "-qq", "--no-install-recommends", *PACKAGES, "iproute2"]
-            for words in (["apt-get", "update", "-qq"], install):
-                _run(*words, environment={"DEBIAN_FRONTEND": "noninteractive"}, patience=180)
+    _install_packages()
     missing = [name for name in (*PROGRAMS, "ip") if shutil.which(name) is None]
     if missing:
         return f"{', '.join(missing)} missing, and apt-get install {' '.join(PACKAGES)} iproute2 did not bring them"
@@ -141,14 +181,40 @@ def why_not() -> str | None:
     return None
 
 
+def _install_packages() -> None:
+    """What is missing; several processes of pytest may come here at once, and only one of them may be in apt-get."""
+    with Path(tempfile.gettempdir(), "bertmae-tests-apt-get").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        if all(shutil.which(name) for name in (*PROGRAMS, "ip")):
+            return
+        with suppress(OSError, subprocess.SubprocessError):
+            install = ["apt-get", "install", "-qq", "--no-install-recommends", *PACKAGES, "iproute2"]
+            for words in (["apt-get", "update", "-qq"], install):
+                _run(*words, environment={"DEBIAN_FRONTEND": "noninteractive"}, patience=180)
+
+
+def proctracks() -> list[str]:
+    """The ways in which SLURM can follow processes here. Signals come to the task alone in the first one, in the
+    second to all its descendants."""
+    return ["cgroup"] * os.access(FREEZER, os.W_OK) + ["linuxproc"]
+
+
 @contextmanager
-def cluster(nodes: int) -> Iterator[Cluster]:
-    """Start it, wait until every node is idle, and end all that ran in it. Several may run on a machine at once."""
+def cluster(
+    nodes: int, proctrack: str | None = None, *, slurmd_timeout: int = 10, disk: bool = False
+) -> Iterator[Cluster]:
+    """Start it, wait until every node is idle, and end all that ran in it. Several may run on a machine at once.
+
+    `proctrack` is one of `proctracks`, the first of them by default. `slurmd_timeout` are the seconds without an answer
+    after which a node is given up.
+    """
     number = random.SystemRandom().randrange(20_000)  # several may run at once
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # munge wants one in which all may look, with a short name
     made = Cluster(folder, number, tuple(f"b{number}n{i + 1}" for i in range(nodes)))
-    _write_files(made)
+    _write_files(made, proctrack or proctracks()[0], slurmd_timeout)
     try:
+        if disk:  # before there are nodes, which do not see what is mounted later
+            _mount_disk(made)
         _start_controller(made)
         for name in made.nodes:
             _start_node(made, name)
@@ -159,7 +225,16 @@ def cluster(nodes: int) -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_files(made: Cluster) -> None:
+def _mount_disk(made: Cluster) -> None:
+    image = made.folder / "disk.image"
+    with image.open("wb") as file:
+        file.truncate(DISK << 20)
+    made.disk.mkdir()
+    _run("mkfs.ext4", "-q", "-m", "0", str(image))
+    _run("mount", "-o", "loop", str(image), str(made.disk))
+
+
+def _write_files(made: Cluster, proctrack: str, slurmd_timeout: int) -> None:
     folder, host = made.folder, os.uname().nodename.partition(".")[0]
     for name in (
         "munge",
@@ -182,13 +257,12 @@ def _write_files(made: Cluster) -> None:
         f"NodeName={name} NodeHostname={name} NodeAddr={made.address}.{i} Port={port + 1}"
         for i, name in enumerate(made.nodes, start=1)
     ]
-    cgroup = os.access(FREEZER, os.W_OK)
     settings = {"tag": made.tag, "host": host, "address": made.address, "port": port, "folder": folder, "gpus": GPUS}
-    settings |= {"proctrack": "proctrack/cgroup" if cgroup else "proctrack/linuxproc", "nodes": "\n".join(lines)}
+    settings |= {"proctrack": f"proctrack/{proctrack}", "slurmd_timeout": slurmd_timeout, "nodes": "\n".join(lines)}
     (folder / "slurm.conf").write_text(CONF.format(**settings))
     names = f"{made.tag}n[1-{len(made.nodes)}]"
     (folder / "gres.conf").write_text(f"NodeName={names} Name=gpu File={folder}/dev/nvidia[0-{GPUS - 1}]\n")
-    if cgroup:
+    if proctrack == "cgroup":
         (folder / "cgroup.conf").write_text(CGROUP)
 
 
@@ -211,11 +285,15 @@ def _start_node(made: Cluster, name: str) -> None:
     _run("ip", "-n", name, "address", "add", f"{made.address}.{number}/24", "dev", "eth0")
     for device in ("lo", "eth0"):
         _run("ip", "-n", name, "link", "set", device, "up")
+    made.power[name] = _boot(made, name)
+
+
+def _boot(made: Cluster, name: str) -> subprocess.Popen:
     # `ip netns exec` would mount another /sys, in which slurmd finds no cgroups.
     program = ["nsenter", f"--net=/run/netns/{name}", "unshare", "--uts", "--ipc", "--mount", "--pid", "--fork"]
     program += ["--kill-child", "--mount-proc", "--propagation", "private", "bash", "-c", NODE, "node"]
     with (made.folder / "log" / f"{name}.txt").open("ab") as log:
-        made.power[name] = subprocess.Popen(
+        return subprocess.Popen(
             [*program, str(made.folder), name],
             env=os.environ | made.environment,
             stdin=subprocess.DEVNULL,
@@ -227,6 +305,8 @@ def _start_node(made: Cluster, name: str) -> None:
 
 def _end(made: Cluster) -> None:
     """What was never started is no error."""
+    if made.disk.is_mount():  # a process that waits for a frozen disk cannot be killed
+        subprocess.run(["fsfreeze", "--unfreeze", str(made.disk)], capture_output=True)
     for node in made.power.values():
         node.kill()
         node.wait()
@@ -235,8 +315,9 @@ def _end(made: Cluster) -> None:
             os.kill(int(file.read_text()), signal.SIGKILL)
     for name in made.nodes:
         subprocess.run(["ip", "netns", "del", name], capture_output=True)
-        subprocess.run(["ip", "link", "del", f"{made.tag}v{made.nodes.index(name) + 1}"], capture_output=True)
+        subprocess.run(["ip", "link", "del", made.cable(name)], capture_output=True)
     subprocess.run(["ip", "link", "del", f"{made.tag}br"], capture_output=True)
+    subprocess.run(["umount", "--lazy", str(made.disk)], capture_output=True)
     for name in made.nodes:
         for group in sorted(Path("/sys/fs/cgroup").glob(f"*/slurm_{name}"), reverse=True):
             for inner, _, _ in sorted(os.walk(group), reverse=True):
