@@ -52,18 +52,20 @@ class Running(NamedTuple):
         return [int(number) for number in found.stdout.split()]
 
 
-def submit(slurm: Cluster, *words: object) -> subprocess.CompletedProcess[str]:
-    """`python -m train submit` for two nodes with a process each, where `words` say nothing else.
+def with_ledger(slurm: Cluster, run: Path) -> dict[str, str]:
+    """Variables with which every process that trains in `run` keeps a ledger."""
+    folder = slurm.folder / "ledgers"
+    folder.mkdir(exist_ok=True)
+    return {"PYTHONPATH": str(LEDGER), "BERTMAE_TEST_LEDGER": str(folder / run.name)}
 
-    The last word is run.directory=...; the ledgers of the job bear the name of that folder.
-    """
-    (slurm.folder / "ledgers").mkdir(exist_ok=True)
-    ledger = {"PYTHONPATH": str(LEDGER), "BERTMAE_TEST_LEDGER": f"{slurm.folder}/ledgers/{Path(str(words[-1])).name}"}
+
+def submit(slurm: Cluster, run: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    """`python -m train submit` for two nodes with a process each, where `words` say nothing else: options come first."""
     program = [sys.executable, "-m", "train", "submit", "--nodes", 2, "--gpus-per-node", 1, "--time", "0:30:00", *words]
     return subprocess.run(
-        list(map(str, program)),
+        list(map(str, [*program, f"run.directory={run}"])),
         cwd=ROOT,
-        env=environment() | slurm.environment | ledger,
+        env=environment() | slurm.environment | with_ledger(slurm, run),
         capture_output=True,
         text=True,
         timeout=120,
@@ -72,7 +74,7 @@ def submit(slurm: Cluster, *words: object) -> subprocess.CompletedProcess[str]:
 
 def submitted(slurm: Cluster, run: Path, *words: object) -> Running:
     """The job that trains in `run`."""
-    done = submit(slurm, *words, f"run.directory={run}")
+    done = submit(slurm, run, *words)
     assert done.returncode == 0, done.stderr
     return Running(slurm, run, done.stdout.split("Submitted job ")[1].split(".")[0])
 
