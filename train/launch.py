@@ -32,6 +32,8 @@ def launch(arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError, RendezvousTimeoutError
 
+    from train.roll_call import call_the_roll
+
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed")]:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what it would say, we say in one line
     os.environ[LAUNCHER] = str(os.getpid())
@@ -42,6 +44,7 @@ def launch(arguments: Sequence[str]) -> int:
         verdict = Path(folder) / "verdict"
         os.environ[_VERDICT] = str(verdict)
         options = run.parse_args(_torchrun_arguments(arguments))
+        call_the_roll(options.rdzv_endpoint, options.rdzv_id, os.environ)
         try:
             run.run(options)
         except ChildFailedError as error:

@@ -60,7 +60,7 @@ def with_ledger(slurm: Cluster, run: Path) -> dict[str, str]:
 
 
 def submit(slurm: Cluster, run: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    """`python -m train submit` for two nodes with a process each, where `words` say nothing else: options come first."""
+    """`python -m train submit` for two nodes with a process each, where `words` say nothing else; options first."""
     program = [sys.executable, "-m", "train", "submit", "--nodes", 2, "--gpus-per-node", 1, "--time", "0:30:00", *words]
     return subprocess.run(
         list(map(str, [*program, f"run.directory={run}"])),
