@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from e2e_commands import ROOT, environment
+from e2e_commands import ROOT, environment, metrics
 from slurm.cluster import Cluster
 
 LEDGER = Path(__file__).parent / "ledger"
@@ -278,10 +278,7 @@ def rows_seen(job: Running) -> dict[int, set[str]]:
 def differences(job: Running, undisturbed: Running, last_step: int) -> list[str]:
     """A sentence for everything that is not as in the undisturbed run."""
     found = []
-    curves = [
-        [(record["step"], record["loss"]) for record in map(json.loads, (one.run / "metrics.jsonl").open())]
-        for one in (job, undisturbed)
-    ]
+    curves = [[(record["step"], record["loss"]) for record in metrics(one.run)] for one in (job, undisturbed)]
     if [step for step, _ in curves[0]] != list(range(1, last_step + 1)):
         found.append("metrics.jsonl does not hold each step once")
     if curves[0] != curves[1]:
