@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -29,6 +30,9 @@ def launch(arguments: Sequence[str]) -> int:
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError, RendezvousTimeoutError
+
+    from train.roll_call import call_the_roll
 
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed")]:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what it would say, we say in one line
@@ -39,12 +43,24 @@ def launch(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         verdict = Path(folder) / "verdict"
         os.environ[_VERDICT] = str(verdict)
+        options = run.parse_args(_torchrun_arguments(arguments))
+        call_the_roll(options.rdzv_endpoint, options.rdzv_id, os.environ)
         try:
-            run.run(run.parse_args(_torchrun_arguments(arguments)))
+            run.run(options)
         except ChildFailedError as error:
             return _explain(error)
         except SignalException:
             return StoppedError.exit_code
+        except RendezvousTimeoutError as error:
+            raise BertmaeError(
+                f"the launchers of {options.nnodes} nodes (--nnodes) did not all come to {options.rdzv_endpoint} in "
+                "time: look for their own lines, and whether their nodes are up"
+            ) from error
+        except RendezvousError as error:
+            raise BertmaeError(
+                f"the launcher on {socket.gethostname()} cannot reach, or has lost, the one at {options.rdzv_endpoint} "
+                "(--rdzv-endpoint): that one or its node has ended, it is another host, or a firewall blocks the port"
+            ) from error
         return int(verdict.read_text()) if verdict.exists() else 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import zlib
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import NamedTuple
 
 from train.errors import UserError
@@ -81,12 +81,40 @@ def may_speak(environment: Environment) -> bool:
     return all(environment.get(name, "0") == "0" for name in names)
 
 
-def first_host(hosts: str) -> str:
-    """The first name of a SLURM node list: "n[03-05,9],m1" gives n03."""
-    parts = re.match(r"([^\[,]+)((?:\[[^\]]*\][^\[,]*)*)", hosts)
-    if parts is None:
-        raise UserError(f"SLURM's node list {hosts!r} names no node")
-    return parts[1] + re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", parts[2])
+def hosts_of(names: str) -> list[str]:
+    """All names of a SLURM node list: "n[03-05,9],m1" gives n03, n04, n05, n9, m1."""
+    parts = re.findall(r"((?:[^\[,]|\[[^\]]*\])+)", names)
+    if not parts:
+        raise UserError(f"SLURM's node list {names!r} names no node")
+    return [host for part in parts for host in _expanded(part)]
+
+
+def host_of(environment: Environment, rank: int) -> str:
+    """The host of a task of srun, in its order of nodes; "" where srun is not the launcher, or deals them out."""
+    counts = environment.get("SLURM_STEP_TASKS_PER_NODE", "")
+    dealt_out = "cyclic" in environment.get("SLURM_DISTRIBUTION", "") or "TORCHELASTIC_RUN_ID" in environment
+    if not counts or dealt_out or "SLURM_STEP_NODELIST" not in environment:
+        return ""
+    counts_N = [  # "2(x3),1" is 2, 2, 2, 1
+        int(count) for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", counts) for _ in range(int(times or 1))
+    ]
+    for host, count in zip(hosts_of(environment["SLURM_STEP_NODELIST"]), counts_N, strict=False):
+        if rank < count:
+            return host
+        rank -= count
+    return ""
+
+
+def _expanded(part: str) -> Iterator[str]:
+    found = re.match(r"([^\[]*)\[([^\]]*)\](.*)", part)
+    if found is None:
+        yield part
+        return
+    before, numbers, after = found.groups()
+    for one in numbers.split(","):
+        first, _, last = one.partition("-")
+        for number in range(int(first), int(last or first) + 1):
+            yield from (f"{before}{number:0{len(first)}}{rest}" for rest in _expanded(after))
 
 
 def _written(environment: Environment) -> dict[str, int]:
@@ -135,7 +163,7 @@ def _of_srun(environment: Environment) -> Place | None:
     _refuse_uneven_tasks(environment)
     hosts = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
     launched_at = environment.get("SLURM_LAUNCH_NODE_IPADDR", "")
-    head = _LOOPBACK if environment.get("SLURM_STEP_NUM_NODES") == "1" else first_host(hosts) if hosts else launched_at
+    head = _LOOPBACK if environment.get("SLURM_STEP_NUM_NODES") == "1" else hosts_of(hosts)[0] if hosts else launched_at
     address = environment.get("MASTER_ADDR") or head
     port = _number(environment, "MASTER_PORT", _port(job + 997 * _number(environment, "SLURM_STEP_ID")))
     # Where each task is bound to a GPU (--gpus-per-task) it sees that one alone, under the number 0.

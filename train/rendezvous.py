@@ -12,19 +12,20 @@ import threading
 import time
 from contextlib import suppress
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from train.errors import BertmaeError
 from train.monitor.logs import log
-from train.rank_discovery import Place
+from train.rank_discovery import Place, host_of
 
 _LOOK_EVERY = 0.05  # seconds
 _LAST_WORDS = 10.0  # seconds for the verdict of rank 0 to come after its patience is over
 _UNKNOWN_HOST = 10.0  # seconds: a name server may be away for a moment
 _WARNS_AFTER = 55.0  # seconds
 _NAMED = 8  # ranks, at most, in one line
+_LOOPBACK = "127.0.0.1"
 
 
 class Meeting(NamedTuple):
@@ -61,7 +62,9 @@ def _open(place: Place, deadline: float) -> Store:
     """The store, or a part of torchrun's own that no earlier start has seen."""
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     is_server = place.rank == 0 and not shared
-    if not is_server:
+    if is_server:
+        _look_at_own_address(place)
+    else:
         _wait_for_port(place, deadline)
     store = _connect(place, max(1.0, deadline - time.monotonic()), is_server=is_server)
     if store is None and is_server:
@@ -83,18 +86,45 @@ def _open(place: Place, deadline: float) -> Store:
 def _connect(place: Place, seconds: float, *, is_server: bool) -> TCPStore | None:
     """None where it cannot be. In a thread: with a program that takes connections and says nothing it never ends."""
     opened: list[TCPStore] = []
+    # The server takes all addresses of its host. Its own client needs none of them, which may be mistaken.
+    address = _LOOPBACK if is_server else place.address
 
     def connect() -> None:
         patience = timedelta(seconds=seconds)
         with suppress(RuntimeError):
-            opened.append(
-                TCPStore(place.address, place.port, is_master=is_server, timeout=patience, wait_for_workers=False)
-            )
+            opened.append(TCPStore(address, place.port, is_master=is_server, timeout=patience, wait_for_workers=False))
 
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(seconds + 1)
     return opened[0] if opened else None
+
+
+def _look_at_own_address(place: Place) -> None:
+    """Rank 0 says at once that the others look for it in vain. Raises BertmaeError for a name that nobody knows."""
+    here = socket.gethostname()
+    try:
+        found = socket.getaddrinfo(place.address, 0, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise BertmaeError(
+            f"{place.address}: no host of that name; set MASTER_ADDR (torchrun: --rdzv-endpoint) to {here}, the host "
+            "of rank 0"
+        ) from error
+    if not any(_is_own(family, address) for family, _, _, _, address in found):
+        log.warning(
+            "%s is no address of %s, where rank 0 runs: unless it is passed on to here, set MASTER_ADDR (torchrun: "
+            "--rdzv-endpoint) to %s.",
+            *(place.address, here, here),
+        )
+
+
+def _is_own(family: int, address: tuple[Any, ...]) -> bool:
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.bind(address)
+    except OSError:
+        return False
+    return True
 
 
 def _wait_for_port(place: Place, deadline: float) -> None:
@@ -155,8 +185,11 @@ def _refusal(came: dict[str, list[str]], place: Place, patience: float) -> str:
 
 
 def _named(ranks: list[int]) -> str:
+    """Missing ranks, with their hosts where the launcher says them."""
     more = f" and {len(ranks) - _NAMED} more" if len(ranks) > _NAMED else ""
-    return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, ranks[:_NAMED])) + more
+    hosts = [host_of(os.environ, rank) for rank in ranks[:_NAMED]]
+    words = [f"{rank} on {host}" if host else str(rank) for rank, host in zip(ranks, hosts, strict=False)]
+    return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(words) + more
 
 
 def _endpoint(place: Place) -> str:

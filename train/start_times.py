@@ -12,7 +12,7 @@ class StartTimes:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._last = time.monotonic() - _age()
+        self._last = time.monotonic() - age()
         self._is_over = False
 
     def done(self, part: str) -> None:
@@ -33,7 +33,7 @@ class StartTimes:
         return f"The start took {sum(self.seconds.values()):.1f} s to the first step: {words}."
 
 
-def _age() -> float:
+def age() -> float:
     """Seconds since the start of this process, as the kernel counts; 0 where it does not say."""
     try:
         # The name, the second field, is in brackets and may hold spaces.

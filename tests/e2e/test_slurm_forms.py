@@ -1,4 +1,4 @@
-"""The other ways to start on a real SLURM: a task for each GPU without torchrun, arrays of runs, chains of jobs, shards."""
+"""The other ways to start on a real SLURM: a task for each GPU without torchrun, arrays, chains of jobs, shards."""
 
 import subprocess
 import sys

@@ -23,10 +23,13 @@ from train.preflight.folder import check_folder, room
 from train.preflight.links import check_links
 from train.preflight.shards import sample_shards
 from train.rank_discovery import discover
+from train.start_times import age
 from train.training_data import close_stores, local_folders_of_all, open_data_sets, token_shares
 from train.vocabulary import load_vocabulary
 
-_PATIENCE = 45.0  # seconds: with what else the start takes, a missing rank is named within a minute
+_MINUTE = 57.0  # seconds since the start of the process within which a missing rank is named
+_LEAST = 20.0  # seconds that the others have in any case: imports may take long
+_PATIENCE = 45.0  # seconds for an answer of one that has come
 
 
 def check(config: Config) -> Iterator[Finding]:
@@ -37,7 +40,7 @@ def check(config: Config) -> Iterator[Finding]:
     """
     speaks, launcher = os.environ.get("RANK", "0") == "0", discover(os.environ).launcher
     try:
-        ranks = distributed.start(_PATIENCE, timedelta(seconds=_PATIENCE))
+        ranks = distributed.start(max(_LEAST, _MINUTE - age()), timedelta(seconds=_PATIENCE))
     except BertmaeError as error:
         yield wrong("" if error.everywhere and not speaks else f"ranks: {error}")
         return

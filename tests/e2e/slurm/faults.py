@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from e2e_commands import ROOT, environment
+from e2e_commands import ROOT, environment, metrics
 from slurm.cluster import Cluster
 
 LEDGER = Path(__file__).parent / "ledger"
@@ -52,18 +52,20 @@ class Running(NamedTuple):
         return [int(number) for number in found.stdout.split()]
 
 
-def submit(slurm: Cluster, *words: object) -> subprocess.CompletedProcess[str]:
-    """`python -m train submit` for two nodes with a process each, where `words` say nothing else.
+def with_ledger(slurm: Cluster, run: Path) -> dict[str, str]:
+    """Variables with which every process that trains in `run` keeps a ledger."""
+    folder = slurm.folder / "ledgers"
+    folder.mkdir(exist_ok=True)
+    return {"PYTHONPATH": str(LEDGER), "BERTMAE_TEST_LEDGER": str(folder / run.name)}
 
-    The last word is run.directory=...; the ledgers of the job bear the name of that folder.
-    """
-    (slurm.folder / "ledgers").mkdir(exist_ok=True)
-    ledger = {"PYTHONPATH": str(LEDGER), "BERTMAE_TEST_LEDGER": f"{slurm.folder}/ledgers/{Path(str(words[-1])).name}"}
+
+def submit(slurm: Cluster, run: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    """`python -m train submit` for two nodes with a process each, where `words` say nothing else; options first."""
     program = [sys.executable, "-m", "train", "submit", "--nodes", 2, "--gpus-per-node", 1, "--time", "0:30:00", *words]
     return subprocess.run(
-        list(map(str, program)),
+        list(map(str, [*program, f"run.directory={run}"])),
         cwd=ROOT,
-        env=environment() | slurm.environment | ledger,
+        env=environment() | slurm.environment | with_ledger(slurm, run),
         capture_output=True,
         text=True,
         timeout=120,
@@ -72,7 +74,7 @@ def submit(slurm: Cluster, *words: object) -> subprocess.CompletedProcess[str]:
 
 def submitted(slurm: Cluster, run: Path, *words: object) -> Running:
     """The job that trains in `run`."""
-    done = submit(slurm, *words, f"run.directory={run}")
+    done = submit(slurm, run, *words)
     assert done.returncode == 0, done.stderr
     return Running(slurm, run, done.stdout.split("Submitted job ")[1].split(".")[0])
 
@@ -276,10 +278,7 @@ def rows_seen(job: Running) -> dict[int, set[str]]:
 def differences(job: Running, undisturbed: Running, last_step: int) -> list[str]:
     """A sentence for everything that is not as in the undisturbed run."""
     found = []
-    curves = [
-        [(record["step"], record["loss"]) for record in map(json.loads, (one.run / "metrics.jsonl").open())]
-        for one in (job, undisturbed)
-    ]
+    curves = [[(record["step"], record["loss"]) for record in metrics(one.run)] for one in (job, undisturbed)]
     if [step for step, _ in curves[0]] != list(range(1, last_step + 1)):
         found.append("metrics.jsonl does not hold each step once")
     if curves[0] != curves[1]:

@@ -3,7 +3,7 @@
 import pytest
 
 from train.errors import UserError
-from train.rank_discovery import Place, adopt, discover, first_host, may_speak
+from train.rank_discovery import Place, adopt, discover, host_of, hosts_of, may_speak
 
 PROCESS = 4711
 
@@ -138,20 +138,29 @@ def test_the_processes_of_one_mpiexec_have_one_port():
 
 
 @pytest.mark.parametrize(
-    ("hosts", "first"),
+    ("names", "hosts"),
     [
         ("n1", "n1"),
-        ("n1,n2", "n1"),
-        ("n[1-2]", "n1"),
-        ("gpu-[003-005,009],login1", "gpu-003"),
-        ("r[1-2]n[10-19]", "r1n10"),
-        ("n[7]-ib,n8-ib", "n7-ib"),
-        ("a-b.c[2,4].d", "a-b.c2.d"),
+        ("n1,n2", "n1 n2"),
+        ("n[1-2]", "n1 n2"),
+        ("gpu-[003-005,009],login1", "gpu-003 gpu-004 gpu-005 gpu-009 login1"),
+        ("r[1-2]n[9-10]", "r1n9 r1n10 r2n9 r2n10"),
+        ("n[7]-ib,n8-ib", "n7-ib n8-ib"),
+        ("a-b.c[2,4].d", "a-b.c2.d a-b.c4.d"),
     ],
 )
-def test_the_first_host_of_a_node_list(hosts, first):
-    """Reference: the first line of `scontrol show hostnames`."""
-    assert first_host(hosts) == first
+def test_all_hosts_of_a_node_list(names, hosts):
+    """Reference: the lines of `scontrol show hostnames`."""
+    assert hosts_of(names) == hosts.split()
+
+
+def test_the_host_of_a_rank_that_never_came():
+    """Reference: SLURM_NODEID of such tasks of srun. Under torchrun, or dealt out in turns, nobody knows it."""
+    step = {"SLURM_STEP_NODELIST": "n[1-4]", "SLURM_STEP_TASKS_PER_NODE": "2(x3),1"}
+    assert [host_of(step, rank) for rank in range(7)] == ["n1", "n1", "n2", "n2", "n3", "n3", "n4"]
+    assert host_of({}, 0) == ""
+    assert host_of(step | {"SLURM_DISTRIBUTION": "cyclic"}, 0) == ""
+    assert host_of(step | {"TORCHELASTIC_RUN_ID": "none"}, 0) == ""
 
 
 def test_all_later_code_finds_the_ranks_of_srun_as_torchruns_variables():

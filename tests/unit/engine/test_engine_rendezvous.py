@@ -76,3 +76,18 @@ def test_a_port_that_is_taken_is_named_by_rank_0():
         (taken,) = meet_all([0], 2, port, 60)
     assert f"rank 0 cannot listen on port {port}" in str(taken)
     assert time.monotonic() - began < 30
+
+
+def test_rank_0_says_that_the_others_look_for_it_on_another_host(caplog):
+    """Reference: an address for documents (RFC 5737), at which nobody is; rank 0 alone still meets itself."""
+    meeting = meet(Place(0, 1, 0, "torchrun", "192.0.2.1", free_port()), "cpu", 30)
+    assert meeting.hosts_R == [socket.gethostname()]
+    assert f"192.0.2.1 is no address of {socket.gethostname()}" in caplog.text
+
+
+def test_a_name_that_nobody_knows_ends_rank_0_at_once():
+    """Reference: a name that no server may have (RFC 6761), long before the patience is over."""
+    began = time.monotonic()
+    with pytest.raises(BertmaeError, match="no host of that name"):
+        meet(Place(0, 2, 0, "torchrun", "nowhere.invalid", free_port()), "cpu", 60)
+    assert time.monotonic() - began < 30
