@@ -161,7 +161,12 @@ def test_a_cosine_is_that_of_texts_encoded_alone(pooling, model, pairs, tmp_path
 
 
 def test_wrong_scores_are_named(model, pairs, tmp_path):
-    for value, said in (("high", "'high', not a number"), (None, "missing"), (True, "True, not"), ("nan", "'nan', not a number")):
+    for value, said in (
+        ("high", "'high', not a number"),
+        (None, "missing"),
+        (True, "True, not"),
+        ("nan", "'nan', not a number"),
+    ):
         rows = [{"a": "x", "b": "y", "score": 1}, {"a": "x", "b": "y", "score": value}]
         with pytest.raises(DataError, match=rf"rows\.jsonl:2: 'score' is {said}"):
             data = pairs | {"train": write(tmp_path / "rows.jsonl", rows)}
