@@ -112,11 +112,11 @@ def test_two_processes_do_not_share_a_folder(trained, reviews, tmp_path):
 
 @pytest.mark.parametrize("kind", ["roberta", "modernbert", "eurobert"])
 def test_every_family_is_trained_and_predicts(kind, model, reviews, entities, tmp_path):
-    """Reference: the toy tasks, which the family learns in part at least."""
-    own = settings("classification", model(kind), reviews, tmp_path / "c", epochs=2)
-    assert finetune(own)["metrics"]["validation"]["accuracy"] > 0.6
-    (answer,) = predict(own.output, ["the film was good ."], [], 4)
-    assert answer["label"] in ("good", "bad") and 0.5 <= answer["score"] <= 1
+    """Reference: the Trainer's predictions, which the pipeline makes again; entities that are learned in part."""
+    own = settings("classification", model(kind), reviews, tmp_path / "c", epochs=1)
+    finetune(own)
+    rows = [json.loads(line) for line in (own.output / "predictions-test.jsonl").read_text().splitlines()]
+    assert [row["label"] for row in predict(own.output, [], [reviews["test"]], 1)] == [row["predicted"] for row in rows]
     own = settings("ner", model(kind), entities, tmp_path / "n", epochs=2)
     assert finetune(own)["metrics"]["validation"]["entity_f1"] > 0.3
     (answer,) = predict(own.output, ["the film was seen by Ada in Oslo " * 12], [], 4)  # longer than the model reads
@@ -128,8 +128,8 @@ def test_every_family_is_trained_and_predicts(kind, model, reviews, entities, tm
 
 
 def test_the_batch_may_be_cut_into_any_parts(model, entities, tmp_path):
-    """Reference: whole batches of 16. 8 parts of 2 sentences, which are of unlike lengths, give the same weights but for
-    rounding; the mean of their means would not.
+    """Reference: whole batches of 16. 8 parts of 2 sentences of unlike lengths give the same weights but for rounding;
+    the mean of their means would not.
     """
     quiet = tmp_path / "model"
     shutil.copytree(model("bert"), quiet)
