@@ -117,7 +117,7 @@ def test_every_family_is_trained_and_predicts(kind, model, reviews, entities, tm
     finetune(own)
     rows = [json.loads(line) for line in (own.output / "predictions-test.jsonl").read_text().splitlines()]
     assert [row["label"] for row in predict(own.output, [], [reviews["test"]], 1)] == [row["predicted"] for row in rows]
-    own = settings("ner", model(kind), entities, tmp_path / "n", epochs=2)
+    own = settings("ner", model(kind), entities, tmp_path / "n", epochs=4)
     assert finetune(own)["metrics"]["validation"]["entity_f1"] > 0.3
     (answer,) = predict(own.output, ["the film was seen by Ada in Oslo " * 12], [], 4)  # longer than the model reads
     assert all(entity["text"] == answer["text"][entity["start"] : entity["end"]] for entity in answer["entities"])
