@@ -66,7 +66,9 @@ def _has_rows(origin: str) -> bool:
 
 def _of_files(prefix: str, languages: Languages) -> Iterator[SentencePair]:
     paths = files(prefix, languages)
-    for path in paths:
+    for path, language in zip(paths, (languages.source, languages.target), strict=True):
+        if not path.is_file() and prefix.endswith(f".{language}") and Path(prefix).is_file():
+            raise UserError(f"{prefix}: give what both files have in common: {prefix.removesuffix(f'.{language}')}")
         if not path.is_file():
             raise UserError(
                 f"{path}: no such file; give PREFIX of PREFIX.{languages.source} and PREFIX.{languages.target}, or a "

@@ -177,6 +177,8 @@ def _check(settings: Settings) -> None:
             )
     if options["source_language"] == options["target_language"]:
         raise UserError(f"--target-language {options['target_language']}: that is the source language")
+    if options["target_model"] and not Path(options["target_model"]).is_dir():
+        raise UserError(f"--target-model {options['target_model']}: no such folder; models are read from local folders")
     if not 0 <= options["label_smoothing"] < 1:
         raise UserError(f"--label-smoothing {options['label_smoothing']}: must be 0 or more and below 1")
     for name in ("num_beams", "max_target_length"):

@@ -231,7 +231,9 @@ def test_every_answer_stands_whole_in_a_window_and_comes_back_character_by_chara
                 assert window is not None
                 found, own = [(window, within(window, tokens))], own + 1
             for window, (begin, end) in found:
-                assert len(inputs(window, frame)["input_ids"]) <= 24
+                ids = inputs(window, frame)["input_ids"]
+                assert len(ids) <= 24
+                assert ids[begin : end + 1] == pair.context[slice(*tokens)]
                 assert context[slice(*characters(window, begin, end, context))] == answer
     assert own > 0
 
@@ -291,7 +293,7 @@ def slow_best(scored: list, context: str, longest: int, none: bool) -> list:
 @pytest.mark.parametrize("none", [False, True])
 def test_the_best_spans_are_those_of_all_windows(tokenizers, none: bool) -> None:
     """Reference: slow_best. Scores of padding and of the question are the highest, and must not matter."""
-    rng, frame, reading = np.random.default_rng(0), frame_of(tokenizers[0]), Reading(24, 5)
+    rng, frame, reading = np.random.default_rng(0), frame_of(tokenizers[0]), Reading(24, 10)
     asked = question("the cat is running on the mat 国中 " * 4)
     (pair,) = pairs(tokenizers[0], [asked], reading)
     scored = []
@@ -304,8 +306,9 @@ def test_the_best_spans_are_those_of_all_windows(tokenizers, none: bool) -> None
             scores[context], scores[0] = kept, nothing
         scored.append((window, start, end))
     assert len(scored) > 2
-    found = best_spans(scored, asked.context, 6, 12, none)
-    reference = slow_best(scored, asked.context, 6, none)[:12]
-    assert [(f.begin, f.end) for f in found] == [span for _, span in reference]
+    reference = slow_best(scored, asked.context, 6, none)
+    for count in (1, 12, len(reference)):
+        found = best_spans(scored, asked.context, 6, count, none)
+        assert [(f.begin, f.end) for f in found] == [span for _, span in reference[:count]]
     assert [f.score for f in found] == pytest.approx([score for score, _ in reference])
     assert sum(f.probability for f in found) == pytest.approx(1)

@@ -101,7 +101,7 @@ def test_what_was_learned_by_heart_is_said(trained: dict[str, Path]) -> None:
 def test_transformers_alone_opens_what_was_saved(trained: dict[str, Path]) -> None:
     """In a fresh Python, by the lines of the documentation."""
     command = [sys.executable, "-I", "-c", FRESH, str(trained["qa"]), str(trained["translation"])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == ["cat", "一只猫。", "两只猫。"]
 

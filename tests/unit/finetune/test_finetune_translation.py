@@ -72,6 +72,8 @@ def test_a_missing_file_is_named_with_the_form_of_the_name(tmp_path: Path) -> No
     """PREFIX is easily taken for a file."""
     with pytest.raises(UserError, match=r"b\.en: no such file; give PREFIX of PREFIX\.en and PREFIX\.zh"):
         read_pairs(str(tmp_path / "b"), LANGUAGES, repair=False)
+    with pytest.raises(UserError, match=r"a\.en: give what both files have in common: .*/a$"):
+        read_pairs(write(tmp_path, "a\n", "一\n") + ".en", LANGUAGES, repair=False)
 
 
 def test_the_identity_changes_with_either_file(tmp_path: Path) -> None:
