@@ -1,6 +1,7 @@
 """Probes of real runs: what they leave behind, and that the training does not notice them."""
 
 import json
+import random
 import signal
 import time
 from itertools import pairwise
@@ -17,10 +18,10 @@ WORDS = tuple("the statement returns a value if the name of this module is found
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> Path:
-    """Pairs of texts; their score is how many words they share."""
-    folder = tmp_path_factory.mktemp("pairs")
-    texts = [" ".join((WORDS * 5)[i % 17 : i % 17 + 30 - i % 7]) for i in range(3001)]
-    rows = [{"a": a, "b": b, "score": len(set(a.split()) & set(b.split()))} for a, b in pairwise(texts)]
+    """Pairs of texts with a score."""
+    folder, draw = tmp_path_factory.mktemp("pairs"), random.Random(0)
+    texts = [" ".join(draw.choices(WORDS, k=30 - i % 7)) for i in range(3001)]
+    rows = [{"a": a, "b": b, "score": i % 6} for i, (a, b) in enumerate(pairwise(texts))]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder / "pairs.jsonl"
 
