@@ -26,14 +26,17 @@ def test_what_is_well_on_two_ranks_is_said_and_nothing_is_written(tiny, tmp_path
 
 
 def test_everything_that_is_wrong_is_listed_before_exit_code_2(tiny, shards, tmp_path):
-    """Reference: a damaged shard, a DeepSpeed configuration that is not there, a folder below a file; one call."""
+    """Reference: a damaged shard, a DeepSpeed configuration that is not there, a folder below a file, a probe whose
+    file is not there; one call."""
     broken = shutil.copytree(shards, tmp_path / "shards")
     shard = next(broken.glob("train-*.tar"))
     shard.write_bytes(shard.read_bytes()[:-1024])
     mistakes = [f"data.path={broken}", "engine.ds_config=nowhere.json", "run.directory=/dev/null/run"]
+    mistakes.append("probes.similarity=[{name: x, path: gone.jsonl}]")
     done = command("train", "check", *tiny, *mistakes)
     assert done.returncode == 2, done.stdout + done.stderr
     wrong = findings(done)["wrong"]
-    assert len(wrong) == 3, done.stdout
-    assert [any(thing in line for line in wrong) for thing in (shard.name, "nowhere.json", "/dev/null")] == [True] * 3
+    assert len(wrong) == 4, done.stdout
+    things = (shard.name, "nowhere.json", "/dev/null", "gone.jsonl")
+    assert [any(thing in line for line in wrong) for thing in things] == [True] * 4
     assert "Traceback" not in done.stderr

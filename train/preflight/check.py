@@ -22,6 +22,7 @@ from train.preflight.findings import Finding, ok, on_every_rank, wrong
 from train.preflight.folder import check_folder, room
 from train.preflight.links import check_links
 from train.preflight.shards import sample_shards
+from train.probes.open import open_probes
 from train.rank_discovery import discover
 from train.start_times import age
 from train.training_data import close_stores, local_folders_of_all, open_data_sets, token_shares
@@ -69,6 +70,8 @@ def _check_all(config: Config, ranks: Ranks, launcher: str) -> Iterator[Finding]
         if not refused:
             yield from on_every_rank(ranks, lambda: sample_shards(ranks, sets))
         yield from on_every_rank(ranks, lambda: [_ds_config(config, ranks)])
+        if config.probes.are_there:
+            yield from on_every_rank(ranks, lambda: [_probes(config, ranks)])
         yield from check_folder(Path(config.run.directory), ranks)
         if not refused:
             yield from on_every_rank(ranks, lambda: [_room(config, ranks, sets)])
@@ -96,6 +99,12 @@ def _ds_config(config: Config, ranks: Ranks) -> Finding:
 
     refuse_ds_config(ds_config)
     return ok(f"DeepSpeed: {config.engine.ds_config} loads")
+
+
+def _probes(config: Config, ranks: Ranks) -> Finding:
+    if ranks.rank:
+        return ok("")  # rank 0 alone reads them
+    return ok(f"probes: {', '.join(f'{probe.name} ({probe.words})' for probe in open_probes(config.probes))}")
 
 
 def _room(config: Config, ranks: Ranks, sets: list[DataSet]) -> Finding:
