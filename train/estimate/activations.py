@@ -1,7 +1,7 @@
 """Bytes that a forward pass keeps for the backward pass, measured on the objective's own modules with few layers.
 
-The modules run on the processor, at the run's widths and sequence length but with a small vocabulary; what autograd saves
-is counted, each storage once. Layers are alike, so two numbers of them give all others.
+The modules run on the processor, at the run's widths but with a small vocabulary and one row of at most 512 tokens;
+what autograd saves is counted, each storage once. Layers are alike, so two numbers of them give all others.
 
 Legend: T tokens, D documents.
 """
@@ -37,8 +37,12 @@ class Saved:
 
     def plus(self, other: Saved, times: float) -> Saved:
         """This and so many times another; the widest is that of both."""
-        sums = (getattr(self, name) + times * getattr(other, name) for name in ("elements", "dropped", "other"))
-        return Saved(*sums, max(self.widest, other.widest))
+        return Saved(
+            self.elements + times * other.elements,
+            self.dropped + times * other.dropped,
+            self.other + times * other.other,
+            max(self.widest, other.widest),
+        )
 
     def bytes(self, width: int, device: str) -> float:
         """With numbers of `width` bytes. The mask of a dropout is bytes on a GPU, and numbers on a processor."""
@@ -88,9 +92,9 @@ def measure_activations(config: Config) -> Activations:
 
     every = config.model.gradient_checkpointing_every
     kept = total(0, 0)
-    again = total(-(-layers // every), -(-decoders // every))
+    recomputed = total(-(-layers // every), -(-decoders // every))
     layer = max(found[False][1:], key=lambda saved: saved.elements)
-    return Activations(kept, again, layer)
+    return Activations(kept, recomputed, layer)
 
 
 def _measured(config: Config, layers: int, decoder_layers: int, *, again: bool) -> Saved:
