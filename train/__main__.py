@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -55,6 +56,21 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--rows", type=int, default=3, metavar="N", help="rows of step 0 to show (3)")
     data.add_argument("--incident", type=int, metavar="STEP", help="the rows of an incident of the run instead")
     data.set_defaults(command=_data_report)
+
+    cost = commands.add_parser(
+        "estimate",
+        help="memory, arithmetic, communication and days of a run on given GPUs; needs neither these nor shards",
+    )
+    cost.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    cost.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    cost.add_argument("--gpus", type=_positive, default=8, metavar="N", help="all together (8)")
+    cost.add_argument("--gpu", default="H100", metavar="NAME", help="H100, A100, 'RTX 4090', ... (H100)")
+    cost.add_argument("--gpus-per-node", type=_positive, default=8, metavar="G", help="(8)")
+    cost.add_argument("--network-gbit", type=_above_0, default=400.0, metavar="B", help="of a node, in Gbit/s (400)")
+    cost.add_argument("--mfu", type=_above_0, default=0.4, metavar="F", help="of a device alone, as in metrics (0.4)")
+    cost.add_argument("--vocab-size", type=_positive, metavar="V", help="where there are no shards to say it")
+    cost.add_argument("--json", action="store_true", help="the same numbers for machines")
+    cost.set_defaults(command=_estimate)
 
     # Everything after `launch` is torchrun's or the command's, dashes included.
     launch = commands.add_parser("launch", prefix_chars="\0", add_help=False, help="torchrun with our exit codes")
@@ -230,6 +246,24 @@ def _data_report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _estimate(options: argparse.Namespace) -> int:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a GPU that is here has nothing to do with it
+    from train.config_file import load_config
+    from train.estimate import plan, report
+
+    cluster = plan.Cluster(
+        plan.find_gpu(options.gpu), options.gpus, options.gpus_per_node, options.network_gbit, options.mfu
+    )
+    config = load_config(options.config, options.overrides, assumed_data=plan.NO_DATA)
+    found = plan.estimate(config, cluster, options.vocab_size)
+    if options.json:
+        print(json.dumps(report.as_json(cluster, found), indent=2))
+        return 0
+    for line in report.lines(config, cluster, found):
+        print(line)
+    return 0
+
+
 def _launch(options: argparse.Namespace) -> int:
     from train.launch import launch
 
@@ -263,6 +297,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
     return int(text)
+
+
+def _above_0(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return number
 
 
 def _export(options: argparse.Namespace) -> int:

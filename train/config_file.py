@@ -18,15 +18,19 @@ Tree = dict[str, Any]
 # Reading and writing
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: Path, overrides: Sequence[str] = (), *, assumed_data: str | None = None) -> Config:
     """The configuration in the YAML file `path`, with `key.sub=value` overrides (values are YAML) laid over it.
 
-    Raises UserError with one line that names the place, the key, the value and the way out.
+    `assumed_data` stands for data.path where the configuration names no data. Raises UserError with one line that names
+    the place, the key, the value and the way out.
     """
     # Every section exists, so that a missing required key is reported under its own name.
     tree: Tree = {section: {} for section in Config.model_fields} | _read_tree(path)
     for override in overrides:
         _apply_override(tree, override)
+    data = tree["data"]
+    if assumed_data and isinstance(data, dict) and not data.get("path") and not data.get("sources"):
+        tree["data"] = data | {"path": assumed_data}
     try:
         return Config.model_validate(tree)
     except ValidationError as exc:
