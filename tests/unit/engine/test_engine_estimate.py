@@ -11,7 +11,7 @@ import torch
 from train.__main__ import main
 from train.config import Config
 from train.ds_config import load_ds_config
-from train.estimate.activations import Saved, _measured, measure_activations
+from train.estimate.activations import Activations, Saved, _measured, measure_activations
 from train.estimate.communication import Links, seconds, traffic
 from train.estimate.memory import Model, memory
 from train.estimate.plan import FILES, count_parameters
@@ -90,8 +90,6 @@ def test_dropout_is_counted_in_bytes_on_a_gpu():
 
 def model_of(parameters):
     nothing = Saved(0, 0, 0, 0)
-    from train.estimate.activations import Activations
-
     return Model(parameters, 1, 1, Activations(nothing, nothing, nothing), 1)
 
 

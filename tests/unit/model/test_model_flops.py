@@ -91,7 +91,7 @@ def test_flops_are_what_torch_counts(name: str, family: str) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"name": "mlm", "boundary_weight": 1.0, "mask_unit": "token"},
+        {"name": "mlm", "boundary_weight": 1.0, "mask_ratio": 0.6},
         {"name": "latent-mae", "reconstruct": "all"},
         {"name": "joint", "drop_ratio": 0.3, "mask_ratio": 0.4},
         {"name": "span-corruption", "mask_ratio": 0.5},
