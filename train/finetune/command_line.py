@@ -178,6 +178,7 @@ def _trained(settings: Settings, seeds: list[int] | None, stop: Any) -> None:
 
 
 def _predict(options: argparse.Namespace) -> int:
+    os.environ["HF_HUB_OFFLINE"] = "1"  # a folder that lacks a file is a mistake, not a reason to ask the hub
     from train.finetune.predict import predict
     from train.monitor.logs import start_logging
 

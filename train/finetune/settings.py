@@ -91,6 +91,7 @@ TASKS: dict[str, TaskKind] = {
         inputs=("text",),
         epochs=10,
         max_length=128,
+        learning_rate_factor=2.0,  # the attention to the encoder is new
         global_batch_size=64,
         options=(
             Option("source_language", "end of the source files, or the source's column"),

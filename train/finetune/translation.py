@@ -47,44 +47,27 @@ def prepare(settings: Settings) -> Task:
     require("accelerate", "sacrebleu")
     _check(settings)
     languages = Languages(settings.options["source_language"], settings.options["target_language"])
-    vocabularies = _vocabularies(settings)
-    named = {"train": settings.train, "validation": settings.validation, "test": settings.test}
+    both = _vocabularies(settings)
     found: list[str] = []
-    pairs: dict[str, list[SentencePair]] = {}
-    for split, origin in named.items():
-        if origin:
-            pairs[split], empty = read_pairs(origin, languages, settings.repair)
-            found += [f"{origin}: {empty:,} pairs with an empty side are left out."] if empty else []
-    features = {split: _features(vocabularies, some, split == "train", found, split) for split, some in pairs.items()}
+    pairs = _read(settings, languages, found)
+    features = {split: _features(both, some, split == "train", found, split) for split, some in pairs.items()}
     if not features["train"]:
         raise DataError(f"{settings.train}: no pair is within --max-length and --max-target-length")
-    unknown = _unknown(vocabularies.target, features["train"], settings)
-    references = {split: [pair.target for pair in some] for split, some in pairs.items() if split != "train"}
-    lowercased = _loses_capitals(vocabularies.target)
-    scorers = {split: Scorer(texts, languages.target, lowercased) for split, texts in references.items()}
-    ceiling = scorers["validation"].score(_round_trip(vocabularies.target, references["validation"]))
+    unknown = _unknown(both.target, features["train"], settings)
+    scorers = {split: _scorer(both.target, some, languages) for split, some in pairs.items() if split != "train"}
+    ceiling = scorers["validation"].score(_round_trip(both.target, [pair.target for pair in pairs["validation"]]))
     target_model = settings.options["target_model"]
     decoder = decoder_origin(settings.model, Path(target_model) if target_model else None, settings.options["decoder"])
-    generation = _generation(settings, vocabularies)
-    found += [decoder.words, *_in_words(scorers["validation"], ceiling, unknown, generation, vocabularies)]
-
-    def score(split: str, ids: npt.NDArray[np.int64]) -> Scored:
-        ids = np.where(ids < 0, vocabularies.target.pad_token_id, ids)
-        translations = decoded(vocabularies.target, ids.tolist())
-        rows = [
-            {"source": pair.source, "translation": text, "reference": pair.target}
-            for pair, text in zip(pairs[split], translations, strict=True)
-        ]
-        return scorers[split].score(translations), rows
-
+    generation = _generation(settings, both)
+    found += [decoder.words, *_in_words(scorers["validation"], ceiling, unknown, generation, both)]
     return Task(
         train=features["train"],
         validation=features["validation"],
         test=features.get("test"),
-        tokenizer=vocabularies.source,
-        build_model=partial(build, settings.model, decoder, vocabularies.target, generation),
-        collator=partial(collate, vocabularies, generation["decoder_start_token_id"]),
-        score=score,
+        tokenizer=both.source,
+        build_model=partial(build, settings.model, decoder, both.target, generation),
+        collator=partial(collate, both, generation["decoder_start_token_id"]),
+        score=partial(_score, both.target, pairs, scorers),
         decisive="log_likelihood",
         found=found,
         facts={
@@ -99,10 +82,39 @@ def prepare(settings: Settings) -> Task:
         generation=generation,
         reduce=log_likelihoods,
         watch=_mean_log_likelihood,
-        save_beside=partial(_save_target, vocabularies.target),
+        save_beside=partial(_save_target, both.target),
         identity=partial(_identity, languages),
-        saved={"languages": [languages.source, languages.target], "max_length": vocabularies.max_length},
+        saved={"languages": [languages.source, languages.target], "max_length": both.max_length},
     )
+
+
+Pairs = Mapping[str, Sequence[SentencePair]]  # of each split
+
+
+def _read(settings: Settings, languages: Languages, found: list[str]) -> dict[str, list[SentencePair]]:
+    named = {"train": settings.train, "validation": settings.validation, "test": settings.test}
+    pairs: dict[str, list[SentencePair]] = {}
+    for split, origin in named.items():
+        if origin:
+            pairs[split], empty = read_pairs(origin, languages, settings.repair)
+            found += [f"{origin}: {empty:,} pairs with an empty side are left out."] if empty else []
+    return pairs
+
+
+def _scorer(tokenizer: Any, pairs: Sequence[SentencePair], languages: Languages) -> Scorer:
+    return Scorer([pair.target for pair in pairs], languages.target, _loses_capitals(tokenizer))
+
+
+def _score(
+    tokenizer: Any, pairs: Pairs, scorers: Mapping[str, Scorer], split: str, ids: npt.NDArray[np.int64]
+) -> Scored:
+    """Metrics of generated ids [rows, tokens], which the Trainer pads with -100, and what they say."""
+    translations = decoded(tokenizer, np.where(ids < 0, tokenizer.pad_token_id, ids).tolist())
+    rows = [
+        {"source": pair.source, "translation": text, "reference": pair.target}
+        for pair, text in zip(pairs[split], translations, strict=True)
+    ]
+    return scorers[split].score(translations), rows
 
 
 def smoothed_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None, smoothing: float = 0.0) -> Any:
