@@ -20,6 +20,7 @@ from slurm.cluster import Cluster
 
 LEDGER = Path(__file__).parent / "ledger"
 GOING = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED", "STOPPED")
+SAVE_SECONDS = 30  # before a time limit
 _LONGEST = 420.0  # seconds that a job may take on a busy machine
 
 
@@ -175,7 +176,10 @@ def preempt(job: Running) -> None:
 
 def shorten(job: Running) -> None:
     """SLURM's own signal ahead of a time limit: it is lowered while the job runs, and raised for the next start."""
-    job.slurm.ask("scontrol", "update", f"JobId={job.number}", "TimeLimit=1")
+    hours, minutes, seconds = map(int, job.slurm.job(job.number)["RunTime"].split(":"))
+    spent = 3600 * hours + 60 * minutes + seconds
+    limit = (spent + SAVE_SECONDS) // 60 + 1  # the signal comes within a minute, or is due
+    job.slurm.ask("scontrol", "update", f"JobId={job.number}", f"TimeLimit={limit}")
     wait_for(lambda: int(job.slurm.job(job.number)["Restarts"]) > 0, lambda: job.output)
     job.slurm.ask("scontrol", "update", f"JobId={job.number}", "TimeLimit=30")
 
