@@ -2,6 +2,8 @@
 
 from setuptools import find_packages, setup
 
+_FINETUNE = ["accelerate>=1.10.1", "sacrebleu>=2.5", "scikit-learn>=1.6", "scipy>=1.14", "seqeval>=1.2.2"]
+
 setup(
     name="bertmae",
     version="0.1.0",
@@ -42,9 +44,12 @@ setup(
         "s3": ["s3fs>=2026.9"],
         "gs": ["gcsfs>=2026.9"],
         "https": ["aiohttp>=3.14"],
+        # transformers' Trainer, and metrics.
+        "finetune": _FINETUNE,
         # What the benchmarks compare with.
         "benchmark": ["accelerate>=1.1"],
         "test": [
+            *_FINETUNE,
             "aiohttp>=3.14",
             "flask>=3.1",
             "flask-cors>=6.0",

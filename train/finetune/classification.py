@@ -155,7 +155,8 @@ def predict(folder: Path, rows: Sequence[Row], saved: Mapping[str, Any], batch_s
     """A label with its probability for each row, by transformers' own pipeline."""
     from transformers import pipeline
 
-    classify = pipeline("text-classification", model=str(folder), batch_size=batch_size)
+    with model_folder.mistakes_named(folder, "model"):
+        classify = pipeline("text-classification", model=str(folder), batch_size=batch_size)
     inputs: list[Any] = [
         {"text": row.fields["text"], "text_pair": row.fields["text_pair"]} if saved.get("pair") else row.fields["text"]
         for row in rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -99,56 +100,65 @@ def _finetune(options: argparse.Namespace) -> int:
     def action(stop: Any) -> None:
         with the_same_everywhere():
             settings = _settings(options)
-        _finetuned(settings, options.seeds, stop)
+        _with_others(lambda: _trained(settings, options.seeds, stop))
 
     return _as_rank(action)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    def action(stop: Any) -> None:
-        from train.finetune.packages import require
+    return _as_rank(lambda stop: _with_others(lambda: _evaluated(options, stop)))
 
-        require("accelerate")
-        from train import distributed
-        from train.finetune.evaluate import evaluate
-        from train.monitor.logs import log
 
-        places = (options.model, options.suite, options.data, options.output.absolute())
-        for line in evaluate(*places, stop, seeds=options.seeds, skip_absent=options.skip_absent):
-            log.info("  %s", line)
-        log.info("%s has this table as results.md and results.json, and a folder for each task.", options.output)
-        distributed.finish()
+def _evaluated(options: argparse.Namespace, stop: Any) -> None:
+    from train.finetune.evaluate import evaluate
+    from train.monitor.logs import log
 
-    return _as_rank(action)
+    places = (options.model, options.suite, options.data, options.output.absolute())
+    for line in evaluate(*places, stop, seeds=options.seeds, skip_absent=options.skip_absent):
+        log.info("  %s", line)
+    log.info("%s has this table as results.md and results.json, and a folder for each task.", options.output)
 
 
 def _as_rank(action: Callable[[Any], None]) -> int:
     """Call `action` with what asks it to stop; where all ranks meet one mistake, the first of them tells it."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or DDP warns of a search that some models need
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from train.launch import launch_listens
     from train.monitor.logs import start_logging
     from train.rank_discovery import adopt
     from train.signals import StopRequest
 
     stop = StopRequest()
     stop.install()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})  # `launch` blocks it until somebody listens
     adopt(os.environ)
     rank = int(os.environ.get("RANK", "0"))
     start_logging(rank)
     try:
         action(stop)
     except BertmaeError as error:
-        if error.everywhere and rank != 0:
+        if error.everywhere and rank != 0 and not launch_listens():
             stop.wait(_FIRST_RANK_SPEAKS)  # torchrun ends all ranks with the first that ends: here the silent one
         raise
     return 0
 
 
-def _finetuned(settings: Settings, seeds: list[int] | None, stop: Any) -> None:
+def _with_others(action: Callable[[], None]) -> None:
+    """Call `action`, in which the ranks meet; a rank that is lost to the others is one line."""
     from train.finetune.packages import require
 
     require("accelerate")
     from train import distributed
+
+    try:
+        action()
+    except RuntimeError as error:
+        if distributed.is_of_lost_rank(error):
+            raise BertmaeError("the connection to another rank is gone, which has ended") from error
+        raise
+    distributed.finish()
+
+
+def _trained(settings: Settings, seeds: list[int] | None, stop: Any) -> None:
     from train.finetune import results
     from train.finetune.seeds import finetune_seeds
     from train.finetune.training import finetune
@@ -162,10 +172,10 @@ def _finetuned(settings: Settings, seeds: list[int] | None, stop: Any) -> None:
     for line in results.table(spread):
         log.info("  %s", line)
     log.info("%s has the model, results.json, the predictions and tensorboard/.", settings.output)
-    distributed.finish()
 
 
 def _predict(options: argparse.Namespace) -> int:
+    os.environ["HF_HUB_OFFLINE"] = "1"  # a folder that lacks a file is a mistake, not a reason to ask the hub
     from train.finetune.predict import predict
     from train.monitor.logs import start_logging
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from train.errors import UserError
-from train.export_facts import IDENTITY
 from train.monitor.logs import log
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -23,6 +22,7 @@ _SPECIALS = {
     "sep_token": ("[SEP]", "</s>"),
     "mask_token": ("[MASK]", "<mask>"),
 }
+_EXPORT = "bertmae.json"  # run, step and data of an export
 _NEW_IN_ANY_HEAD = ("pooler",)  # masked-language models are saved without
 
 
@@ -36,7 +36,7 @@ def open_config(folder: Path) -> Any:
         run = (folder / "config.yaml").is_file()
         way_out = f"; export the run first: python -m train export {folder} --output DIR" if run else ""
         raise UserError(f"--model {folder}: no config.json, so no folder of a transformers model{way_out}")
-    with _named(folder, "config.json"):
+    with mistakes_named(folder, "config.json"):
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
@@ -70,7 +70,7 @@ def open_tokenizer(folder: Path, config: Any, max_length: int, *, split_words: b
     names = ["input_ids", "attention_mask"]
     if (getattr(config, "type_vocab_size", 0) or 0) > 1:
         names.insert(1, "token_type_ids")
-    with _named(folder, "tokenizer"):
+    with mistakes_named(folder, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             folder,
             local_files_only=True,
@@ -112,7 +112,7 @@ def load_model(auto_class: Any, folder: Path, config: Any, added: tuple[str, ...
         raise UserError(f"--model {folder}: no weights (model.safetensors)")
     if type(config) not in auto_class._model_mapping:
         raise UserError(f"--model {folder}: transformers has no {auto_class.__name__} of a {config.model_type}")
-    with quiet(), _named(folder, "weights"):
+    with quiet(), mistakes_named(folder, "weights"):
         model, report = auto_class.from_pretrained(
             folder,
             config=config,
@@ -136,11 +136,8 @@ def identity(folder: Path) -> dict[str, Any]:
     """What tells this model from others: the sha256 of its configuration and weights, and its export's own record."""
     files = [folder / "config.json", *sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern))]
     found: dict[str, Any] = {"folder": str(folder), "sha256": {path.name: _sha256(path) for path in files}}
-    if (folder / IDENTITY).is_file():
-        with _named(folder, IDENTITY):
-            found["pretraining"] = json.loads((folder / IDENTITY).read_bytes())
-    if (folder / "task.json").is_file():
-        found["task"] = json.loads((folder / "task.json").read_bytes())
+    with suppress(OSError, ValueError):  # not an export of ours, or one of before there were such records
+        found["export"] = json.loads((folder / _EXPORT).read_bytes())
     return found
 
 
@@ -153,7 +150,7 @@ def _sha256(path: Path) -> str:
 
 
 @contextmanager
-def _named(folder: Path, what: str) -> Iterator[None]:
+def mistakes_named(folder: Path, what: str) -> Iterator[None]:
     """Whatever transformers raises on a folder that it cannot read, as one line."""
     try:
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -229,9 +230,11 @@ def predict(folder: Path, rows: Sequence[Row], saved: Mapping[str, Any], batch_s
     """The entities of each text with their characters [start, end), by transformers' own pipeline."""
     from transformers import AutoTokenizer, pipeline
 
-    length = AutoTokenizer.from_pretrained(folder, local_files_only=True).model_max_length
-    stride = {"stride": length // 4} if length < 1 << 20 else {}  # parts of a long text overlap
-    find = pipeline("token-classification", model=str(folder), aggregation_strategy="first", **stride)
+    with model_folder.mistakes_named(folder, "model"):
+        length = AutoTokenizer.from_pretrained(folder, local_files_only=True).model_max_length
+        stride = {"stride": length // 4} if length < 1 << 20 else {}  # parts of a long text overlap
+        find = pipeline("token-classification", model=str(folder), aggregation_strategy="first", **stride)
+    warnings.filterwarnings("ignore", "Tokenizer does not support real words")  # of byte-level ones: words by spaces
     for row in rows:
         text = row.fields["text"]
         entities = [

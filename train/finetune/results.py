@@ -80,14 +80,18 @@ def hold(output: Path, what: Mapping[str, Any]) -> IO[str]:
     try:
         output.mkdir(parents=True, exist_ok=True)
         lock = (output / ".lock").open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(
-            f"{output}: another process fine-tunes in this folder; wait, or give another --output"
-        ) from error
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror}); give another --output") from error
-    write_json(output / SETTINGS, what)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        write_json(output / SETTINGS, what)
+    except OSError as error:
+        lock.close()
+        reason = "another process works in this folder; wait" if isinstance(error, BlockingIOError) else error.strerror
+        raise UserError(f"{output}: {reason}, or give another --output") from error
+    except UserError:
+        lock.close()
+        raise
     return lock
 
 

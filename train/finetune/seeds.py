@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,7 +34,8 @@ def finetune_seeds(settings: Settings, seeds: Sequence[int], stop: StopRequest |
         "model": found[seeds[0]]["model"],
         "data": found[seeds[0]]["data"],
     }
-    results.write_json(output / results.RESULTS, report)
+    if os.environ.get("RANK", "0") == "0":
+        results.write_json(output / results.RESULTS, report)
     log.info("Mean ± deviation of seeds %s:", ", ".join(map(str, seeds)))
     return report
 

@@ -262,7 +262,8 @@ def predict(folder: Path, rows: Sequence[Row], saved: Mapping[str, Any], batch_s
 def _regressions(folder: Path, rows: Sequence[Row], saved: Mapping[str, Any], batch_size: int) -> Iterator[float]:
     from transformers import pipeline
 
-    score = pipeline("text-classification", model=str(folder), batch_size=batch_size)
+    with model_folder.mistakes_named(folder, "model"):
+        score = pipeline("text-classification", model=str(folder), batch_size=batch_size)
     inputs = [{"text": row.fields["text"], "text_pair": row.fields["text_pair"]} for row in rows]
     for answer in score(inputs, truncation=True):
         yield answer["score"]
@@ -272,9 +273,10 @@ def _regressions(folder: Path, rows: Sequence[Row], saved: Mapping[str, Any], ba
 def _cosines(folder: Path, rows: Sequence[Row], saved: Mapping[str, Any], batch_size: int) -> Iterator[float]:
     from transformers import AutoModel, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoder = AutoModel.from_pretrained(folder, local_files_only=True).eval().to(device)
+    with model_folder.mistakes_named(folder, "model"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        encoder = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    encoder.to("cuda" if torch.cuda.is_available() else "cpu")
     span = saved["highest"] - saved["lowest"]
     for start in range(0, len(rows), batch_size):
         first_BD, second_BD = (

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate asks DeepSpeed, which would look for one and warn
@@ -34,6 +35,7 @@ from train.finetune.task import Task, module
 from train.monitor.logs import log
 from train.signals import StopRequest
 
+_TORCH_CANNOT_WRITE = ("inline_container", "PytorchStreamWriter")  # in what torch.save says where the disk is full
 # Learning rates by the width of the encoder: those of BERT's authors for its sizes.
 _RATES = ((1024, 2e-5), (768, 3e-5), (512, 5e-5), (256, 1e-4), (0, 3e-4))
 
@@ -241,7 +243,10 @@ class _Callbacks(TrainerCallback):  # type: ignore[misc]
             self.stopped = control.should_save = control.should_training_stop = True
             control.should_evaluate = False
 
+        control.should_log |= control.should_evaluate  # a validation is shown beside the loss of training
+
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_log |= control.should_evaluate
         if self.stopped:  # the checkpoint of this step is written: no validation, which may take minutes
             control.should_save = control.should_evaluate = False
 
@@ -292,13 +297,17 @@ def _train(trainer: Any, output: Path, callbacks: _Callbacks) -> None:
     try:
         with model_folder.quiet():
             trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder}: cannot be written ({error.strerror or error}); the same command goes on"
-        ) from error
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in _TORCH_CANNOT_WRITE):
+            raise
+        raise CheckpointError(f"{folder}: cannot be written ({_why(error)}); then the same command goes on") from error
     if callbacks.stopped:
         step = trainer.state.global_step
         raise StoppedError.agreed(f"stopped at step {step:,} with a checkpoint; the same command goes on from there")
+
+
+def _why(error: Exception) -> str:
+    return getattr(error, "strerror", None) or "no space left, or the disk refuses"
 
 
 def _checkpoints(output: Path) -> Path:
@@ -356,8 +365,8 @@ def _save(trainer: Any, task: Task, settings: Settings, first: bool) -> None:
             elif first:
                 task.to_save(trainer.model).save_pretrained(output)
                 task.tokenizer.save_pretrained(output)
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror or error}); the same command goes on") from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{output}: cannot be written ({_why(error)}); then the same command goes on") from error
     if first:
         (output / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nothing needs it
         results.write_json(output / results.TASK, {"task": settings.task, **task.saved})

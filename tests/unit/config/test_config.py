@@ -59,7 +59,7 @@ FILE_MISTAKES = {
     "learning_rate: 1": "unknown key learning_rate (did you mean optimizer.learning_rate?)",
     "run: {zzz: 1}": "unknown key run.zzz (known here: directory, seed, steps, max_minutes)",
     "interval_steps: 1": "unknown key interval_steps (did you mean checkpoint.interval_steps or "
-    "validation.interval_steps or probes.interval_steps?)",
+    "validation.interval_steps or probes.interval_steps or logging.interval_steps?)",
     "run.seed: 1": "unknown key run.seed (in a file, write the sections as nested keys; dots are for the command line)",
     "run: {<<: {seed: 1}}": "unknown key run.<< (known here: directory, seed, steps, max_minutes)",
     # Types
