@@ -68,7 +68,7 @@ def test_a_suite_that_was_killed_goes_on_and_its_table_is_that_of_its_results(fo
     assert (first.read_bytes(), first.stat().st_mtime_ns) == before
     assert f"{first.parent}: done before; nothing was trained." in done.stdout + done.stderr
     report = json.loads((output / "results.json").read_text())
-    assert report["model"]["pretraining"] == {"step": 7} and report["not_there"] == ["gone"] and not report["to_do"]
+    assert report["model"]["export"] == {"step": 7} and report["not_there"] == ["gone"] and not report["to_do"]
     for task, metric, split in (("words", "accuracy", "test"), ("pairs", "spearman", "validation")):
         each = [json.loads((output / task / f"seed-{seed}" / "results.json").read_text()) for seed in (1, 2)]
         values = [one["metrics"][split][metric] for one in each]

@@ -100,27 +100,23 @@ def _finetune(options: argparse.Namespace) -> int:
     def action(stop: Any) -> None:
         with the_same_everywhere():
             settings = _settings(options)
-        _finetuned(settings, options.seeds, stop)
+        _with_others(lambda: _trained(settings, options.seeds, stop))
 
     return _as_rank(action)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    def action(stop: Any) -> None:
-        from train.finetune.packages import require
+    return _as_rank(lambda stop: _with_others(lambda: _evaluated(options, stop)))
 
-        require("accelerate")
-        from train import distributed
-        from train.finetune.evaluate import evaluate
-        from train.monitor.logs import log
 
-        places = (options.model, options.suite, options.data, options.output.absolute())
-        for line in evaluate(*places, stop, seeds=options.seeds, skip_absent=options.skip_absent):
-            log.info("  %s", line)
-        log.info("%s has this table as results.md and results.json, and a folder for each task.", options.output)
-        distributed.finish()
+def _evaluated(options: argparse.Namespace, stop: Any) -> None:
+    from train.finetune.evaluate import evaluate
+    from train.monitor.logs import log
 
-    return _as_rank(action)
+    places = (options.model, options.suite, options.data, options.output.absolute())
+    for line in evaluate(*places, stop, seeds=options.seeds, skip_absent=options.skip_absent):
+        log.info("  %s", line)
+    log.info("%s has this table as results.md and results.json, and a folder for each task.", options.output)
 
 
 def _as_rank(action: Callable[[Any], None]) -> int:
@@ -146,14 +142,15 @@ def _as_rank(action: Callable[[Any], None]) -> int:
     return 0
 
 
-def _finetuned(settings: Settings, seeds: list[int] | None, stop: Any) -> None:
+def _with_others(action: Callable[[], None]) -> None:
+    """Call `action`, in which the ranks meet; a rank that is lost to the others is one line."""
     from train.finetune.packages import require
 
     require("accelerate")
     from train import distributed
 
     try:
-        _trained(settings, seeds, stop)
+        action()
     except RuntimeError as error:
         if distributed.is_of_lost_rank(error):
             raise BertmaeError("the connection to another rank is gone, which has ended") from error
