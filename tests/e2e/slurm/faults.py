@@ -190,8 +190,9 @@ def requeue(job: Running) -> None:
 
 def cancel(job: Running) -> None:
     """With a link of a chain that waits for the end of the job, however it ends."""
-    words = ("sbatch", "--parsable", f"--dependency=afterany:{job.number}", str(job.run / "slurm" / "job.sbatch"))
-    link = job.slurm.ask(*words).strip()
+    variables = [f"{name}={value}" for name, value in with_ledger(job.slurm, job.run).items()]
+    words = ["sbatch", "--parsable", f"--dependency=afterany:{job.number}", job.run / "slurm" / "job.sbatch"]
+    link = job.slurm.ask("env", *variables, *words).strip()
     job.slurm.ask("scancel", job.number)
     wait_for(lambda: job.slurm.job(link)["JobState"] not in GOING, lambda: job.output)
 
