@@ -129,7 +129,7 @@ def test_every_kind_of_file_gives_its_strings(tmp_path, compression):
         ("broken.json", b"[1, 2"),
         ("deep.json", b"[" * 100_000),
         ("latin1.txt", "Gr\u00fc\u00dfe".encode("latin-1")),
-        ("cut.txt.gz", gzip.compress(b"some text")[:-6]),
+        ("cut.txt.gz", gzip.compress(b"some text", mtime=0)[:-6]),
         ("cut.txt.zst", zstandard.ZstdCompressor().compress(b"some text" * 99)[:-6]),
         ("quote.csv", b'a,"b'),
         ("binary.txt", bytes(range(256)) * 9),
