@@ -25,6 +25,7 @@ from e2e_commands import TINY  # noqa: E402
 from slurm.cluster import cluster, proctracks, why_not  # noqa: E402
 from slurm.faults import FAULTS, SAVE_SECONDS, Cost, Running, cost, differences, ended, reached, starts, submitted  # noqa: E402
 
+PACE = 0.6  # seconds that a step takes at least: SLURM may be a minute late with its signal
 AT, INTERVAL = 50, 20  # the step after which a fault comes, and that of checkpoints
 SETTINGS = [f"checkpoint.interval_steps={INTERVAL}", "checkpoint.keep_last=1"]
 SETTINGS += ["validation.interval_steps=100000", "validation.max_rows=8"]
@@ -92,7 +93,7 @@ def meet(slurm, undisturbed: Running, run: Path, fault: str, words: list[str], o
     """A job from its submission to its end, with the fault on the way."""
     problems = []
     began = time.monotonic()
-    job = submitted(slurm, run, *words)
+    job = submitted(slurm, run, *words, pace=PACE)
     try:
         reached(job, AT)
         FAULTS[fault](job)

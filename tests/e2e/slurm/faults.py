@@ -21,6 +21,7 @@ from slurm.cluster import Cluster
 LEDGER = Path(__file__).parent / "ledger"
 GOING = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED", "STOPPED")
 SAVE_SECONDS = 30  # before a time limit
+PACE = 0.25  # seconds that a step takes at least: the job must be there for what happens to it
 _LONGEST = 420.0  # seconds that a job may take on a busy machine
 
 
@@ -53,29 +54,30 @@ class Running(NamedTuple):
         return [int(number) for number in found.stdout.split()]
 
 
-def with_ledger(slurm: Cluster, run: Path) -> dict[str, str]:
-    """Variables with which every process that trains in `run` keeps a ledger."""
+def with_ledger(slurm: Cluster, run: Path, pace: float = PACE) -> dict[str, str]:
+    """Variables with which every process that trains in `run` keeps a ledger, and takes `pace` seconds for a step."""
     folder = slurm.folder / "ledgers"
     folder.mkdir(exist_ok=True)
-    return {"PYTHONPATH": str(LEDGER), "BERTMAE_TEST_LEDGER": str(folder / run.name)}
+    ledger = {"BERTMAE_TEST_LEDGER": str(folder / run.name), "BERTMAE_TEST_PACE": str(pace)}
+    return {"PYTHONPATH": str(LEDGER)} | ledger
 
 
-def submit(slurm: Cluster, run: Path, *words: object) -> subprocess.CompletedProcess[str]:
+def submit(slurm: Cluster, run: Path, *words: object, pace: float = PACE) -> subprocess.CompletedProcess[str]:
     """`python -m train submit` for two nodes with a process each, where `words` say nothing else; options first."""
     program = [sys.executable, "-m", "train", "submit", "--nodes", 2, "--gpus-per-node", 1, "--time", "0:30:00", *words]
     return subprocess.run(
         list(map(str, [*program, f"run.directory={run}"])),
         cwd=ROOT,
-        env=environment() | slurm.environment | with_ledger(slurm, run),
+        env=environment() | slurm.environment | with_ledger(slurm, run, pace),
         capture_output=True,
         text=True,
         timeout=120,
     )
 
 
-def submitted(slurm: Cluster, run: Path, *words: object) -> Running:
+def submitted(slurm: Cluster, run: Path, *words: object, pace: float = PACE) -> Running:
     """The job that trains in `run`."""
-    done = submit(slurm, run, *words)
+    done = submit(slurm, run, *words, pace=pace)
     assert done.returncode == 0, done.stderr
     return Running(slurm, run, done.stdout.split("Submitted job ")[1].split(".")[0])
 
@@ -162,10 +164,13 @@ def restart_daemon(job: Running) -> None:
     job.slurm.start_daemon(node)
 
 
-def restart_controller(job: Running) -> None:
-    job.slurm.kill_controller()
-    time.sleep(10)
-    job.slurm.start_controller()
+def controller_away(seconds: float) -> Callable[[Running], None]:
+    def restart(job: Running) -> None:
+        job.slurm.kill_controller()
+        time.sleep(seconds)
+        job.slurm.start_controller()
+
+    return restart
 
 
 def preempt(job: Running) -> None:
@@ -235,7 +240,7 @@ FAULTS: dict[str, Callable[[Running], None]] = {
     "cable cut for 60 s": cut_cable(60),
     "slurmd killed, node given up": kill_daemon,
     "slurmd restarted": restart_daemon,
-    "controller away for 10 s": restart_controller,
+    "controller away for 10 s": controller_away(10),
     "preempted by a higher partition": preempt,
     "time limit": shorten,
     "scontrol requeue": requeue,

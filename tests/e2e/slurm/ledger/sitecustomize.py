@@ -1,7 +1,8 @@
 """Python that writes down, while it trains, which rows each step took and when: for processes that SLURM starts.
 
 With this folder in PYTHONPATH each process writes LEDGER-HOST-PROCESS-TIME.jsonl: first {"began"}, the start of the
-process, then {"step", "rows", "time"} for each step. A row is [epoch, number]; times are seconds since 1970.
+process, then {"step", "rows", "time"} for each step. A row is [epoch, number]; times are seconds since 1970. A step
+takes BERTMAE_TEST_PACE seconds at least, so that what happens to a job meets it on a fast machine, too.
 """
 
 import importlib.abc
@@ -40,7 +41,7 @@ def _write_down(module):
     ledger = Path(name).open("a")  # noqa: SIM115 - open to the end
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
     began = time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks)
-    rows = []
+    rows, pace = [], float(os.environ["BERTMAE_TEST_PACE"])
     micro_step, step = module.Engine.micro_step, module.Training.step
 
     def write(**entry):
@@ -53,7 +54,9 @@ def _write_down(module):
 
     def step_and_write(self, stop):
         rows.clear()
+        end = time.monotonic() + pace
         done = step(self, stop)
+        time.sleep(max(0.0, end - time.monotonic()))
         if done:
             write(step=self.position.step, rows=sorted(rows), time=time.time())
         return done
