@@ -73,11 +73,13 @@ def test_probes_that_a_stop_cuts_short_are_done_by_the_next_start(tiny, pairs, t
 
 
 def test_mistakes_in_probes_end_the_run_before_it_begins(tiny, pairs, tmp_path):
-    """Reference: one line with the place, exit codes 2 and 3, also of a dry run."""
+    """Reference: one line with the place, exit codes 2 and 3, of a run and of a dry run."""
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"a": "x", "b": "y", "score": 1}\n{"a": "x"}\n')
-    for path, code, part in ((tmp_path / "none.jsonl", 2, "none.jsonl: cannot be read"), (bad, 3, "bad.jsonl:2: ")):
-        words = [*tiny, f"run.directory={tmp_path / 'run'}", *probed(path, 1, 20)]
-        for more in ([], ["--dry-run"]):
-            done = command("train", "pretrain", *words, *more)
-            assert done.returncode == code and part in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    for path, more, code, part in (
+        (tmp_path / "none.jsonl", ["--dry-run"], 2, "none.jsonl: cannot be read"),
+        (bad, [], 3, "bad.jsonl:2: "),
+    ):
+        words = [*tiny, f"run.directory={tmp_path / 'run'}", *probed(path, 1, 20), *more]
+        done = command("train", "pretrain", *words)
+        assert done.returncode == code and part in done.stderr and done.stderr.count("\n") == 1, done.stderr
