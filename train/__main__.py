@@ -20,7 +20,7 @@ _FIRST_RANK_SPEAKS = 30.0  # seconds that it may start later than the others
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; an expected failure is one line on stderr and its exit code."""
-    options = _parser().parse_args(arguments)
+    options = _options(arguments)
     try:
         code: int = options.command(options)
     except BertmaeError as error:
@@ -30,6 +30,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         code = 130
     return code
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; overrides may stand behind options, too, where argparse leaves them over."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and not (hasattr(options, "overrides") and all("=" in word and word[0] != "-" for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from train import submit as module
+from train.__main__ import main
 from train.config_file import load_config
 from train.errors import UserError
 from train.submit import Job, script, submit
@@ -72,3 +73,17 @@ def test_a_machine_without_sbatch_is_one_line(config, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="sbatch: no such program"):
         list(submit(config, Job(1, 8, None, "1:00:00", 180), dry_run=False))
+
+
+def test_overrides_may_stand_behind_the_options(tmp_path, capsys):
+    """Reference: the same command with them in front; a word that is none is still refused by name."""
+    options = ["--time", "2:00:00", "--nodes", "2", "--gpus-per-node", "0", "--dry-run"]
+    overrides = ["data.path=nowhere", f"run.directory={tmp_path}/run"]
+    assert main(["submit", str(DEMO), *overrides, *options]) == 0
+    before = capsys.readouterr().out
+    assert main(["submit", str(DEMO), overrides[0], *options, overrides[1]]) == 0
+    assert capsys.readouterr().out == before and f"{tmp_path}/run" in before
+    for word in ("--cards=3", "three"):
+        with pytest.raises(SystemExit):
+            main(["submit", str(DEMO), *overrides, *options, word])
+        assert f"unrecognized arguments: {word}" in capsys.readouterr().err
