@@ -101,7 +101,7 @@ def _usr1_to_workers() -> None:
 
 def _torchrun_arguments(arguments: Sequence[str]) -> list[str]:
     """Our command becomes `-m train COMMAND`, with torchrun's options in front."""
-    commands = [i for i, word in enumerate(arguments) if word in ("pretrain", "check", "finetune")]
+    commands = [i for i, word in enumerate(arguments) if word in ("pretrain", "check", "finetune", "evaluate")]
     if not commands:
         raise UserError("launch: name the command to start, as in: launch --nproc-per-node 2 pretrain CONFIG.yaml")
     options, rest = list(arguments[: commands[0]]), list(arguments[commands[0] :])
