@@ -13,11 +13,9 @@ from train import checkpoint, pretrain
 from train.__main__ import main
 from train.data.epochs import EpochWalk
 from train.engine import Engine
-from train.monitor.recorder import Writers
 
 PLACES = {
     "data": (EpochWalk, "batches"),
-    "writing": (Writers, "write"),
     "start": (pretrain, "build_objective"),
     "validation": (Engine, "evaluate"),
     "commit": (checkpoint, "save_file"),

@@ -151,6 +151,7 @@ def test_a_build_killed_anywhere_goes_on_to_the_same_bytes(tmp_path, corpus, und
     go_on_through_kills(corpus, undisturbed, tmp_path / "set", [], KILLS - 7, seed=1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(MPIEXEC is None, reason="needs an MPI runtime (pip install mpich)")
 def test_a_build_of_mpi_ranks_killed_anywhere_goes_on_to_the_same_bytes(tmp_path, corpus, undisturbed):
     """kill -9 of a rank takes down the others; three ranks end with the bytes of the local build."""

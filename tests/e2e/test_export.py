@@ -60,7 +60,7 @@ def test_logits_of_the_export_equal_those_of_the_trained_model(run, exported, sh
     assert_export_is_the_trained_model(run, exported, shards)
 
 
-@pytest.mark.parametrize("kind", ["roberta", "eurobert"])
+@pytest.mark.parametrize("kind", [pytest.param("roberta", marks=pytest.mark.slow), "eurobert"])
 def test_every_family_is_trained_and_exported(kind, tiny, shards, tmp_path):
     """Reference: as above."""
     words = [*tiny, f"model.encoder.model_type={kind}", "model.encoder.hidden_dropout_prob=0.0"]

@@ -43,6 +43,7 @@ def finetune(exported, files, output, *further, launcher=()):
 TWO_RANKS = ("torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m")
 
 
+@pytest.mark.slow
 def test_two_ranks_under_deepspeed_end_with_the_weights_of_one(exported, files, tmp_path):
     """Reference: one process without DeepSpeed; there is no dropout. One rank speaks, and the result predicts."""
     one = command(*finetune(exported, files, tmp_path / "one", "--epochs", 3))

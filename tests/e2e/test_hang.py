@@ -1,7 +1,7 @@
 """Runs that hang, under torchrun with two gloo ranks: they end, say who is behind, are started again and go on.
 
-One command is made to hang four times: in the data of rank 1, in the writing of rank 0, with rank 1 stopped, with
-rank 0 stopped. Each time torchrun starts it again.
+One command is made to hang two times: in the data of rank 1, and with rank 0 stopped. Each time torchrun starts it
+again.
 """
 
 import os
@@ -17,13 +17,13 @@ from typing import NamedTuple
 import pytest
 from e2e_commands import ROOT, command, environment, metrics
 
-STEPS = 60
+STEPS = 40
 LIMIT = 6.0  # seconds without progress
 SETTINGS = [f"run.steps={STEPS}", "checkpoint.interval_steps=4", f"watchdog.minutes={LIMIT / 60}"]
 SETTINGS += [f"validation.interval_steps={STEPS}", "validation.max_rows=16"]
 MOST_SECONDS = 12.0  # beyond the limit, until the processes are gone
-STOPPED_AT = {1: 30, 0: 45}  # rank: step
-HANGS = 2 + len(STOPPED_AT)
+STOPPED_AT = {0: 30}  # rank: step
+HANGS = 1 + len(STOPPED_AT)
 
 
 class Disturbed(NamedTuple):
@@ -85,7 +85,7 @@ def undisturbed(tiny, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def disturbed(tiny, tmp_path_factory) -> Iterator[Disturbed]:
     folder = tmp_path_factory.mktemp("hanging")
-    run, output, plan = folder / "run", folder / "output.txt", ["1:data:10", "0:writing:14", "pretrain"]
+    run, output, plan = folder / "run", folder / "output.txt", ["1:data:10", "pretrain"]
     process = torchrun(output, HANGS, folder, *plan, *tiny, *SETTINGS, f"run.directory={run}")
     try:
         seconds = [stop_rank(run, rank, process) for rank in STOPPED_AT]
@@ -95,7 +95,7 @@ def disturbed(tiny, tmp_path_factory) -> Iterator[Disturbed]:
     return Disturbed(run, code, output.read_text(), seconds)
 
 
-def test_a_run_that_hangs_four_times_goes_on_by_itself(disturbed, undisturbed):
+def test_a_run_that_hangs_again_and_again_goes_on_by_itself(disturbed, undisturbed):
     """Reference: the undisturbed run, bit for bit."""
     assert disturbed.code == 0, disturbed.output
     names = ("step", "loss", "grad_norm", "tokens_seen", "learning_rate", "epoch")
@@ -113,8 +113,6 @@ def test_the_rank_that_is_behind_is_named_and_in_what_it_is(disturbed):
     host = r"\(\S+\)"
     expected = [
         rf"rank 1 {host} waits for data after step \d+ since [67] s; rank 0 waits for the other ranks",
-        rf"rank 0 {host} writes metrics after step \d+ since [67] s; rank 1 waits for the other ranks",
-        rf"rank 1 {host} does not answer, last heard of: .*; rank 0 ",
         rf"rank 0 {host} does not answer, last heard of: .*; rank 1 ",
     ]
     assert len(lines) == len(expected), disturbed.output
@@ -130,8 +128,8 @@ def test_the_stacks_of_all_threads_are_in_the_logs(disturbed):
     logs = [(disturbed.run / f"log-rank{rank}.txt").read_text() for rank in (0, 1)]
     stacks_R = [log.split("ERROR no progress: the stacks")[1:] for log in logs]
     assert [len(stacks) for stacks in stacks_R] == [HANGS, HANGS]
-    assert ["in hangs_for_ever" in stacks for stacks in stacks_R[0]] == [False, True, False, False]
-    assert ["in hangs_for_ever" in stacks for stacks in stacks_R[1]] == [True, False, False, False]
+    assert ["in hangs_for_ever" in stacks for stacks in stacks_R[0]] == [False, False]
+    assert ["in hangs_for_ever" in stacks for stacks in stacks_R[1]] == [True, False]
     assert all("training.py" in stacks and "train/data/stream.py" in stacks for stacks in [*stacks_R[0], *stacks_R[1]])
 
 

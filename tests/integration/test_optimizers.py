@@ -12,7 +12,11 @@ from optimizers_worker import EXPECTED, PLAN, STAGES
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module", params=[1, 2, 4], ids=["one-rank", "two-ranks", "four-ranks"])
+RANKS = [pytest.param(1, id="one-rank"), pytest.param(2, id="two-ranks")]
+RANKS += [pytest.param(4, id="four-ranks", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module", params=RANKS)
 def results(request, tmp_path_factory):
     output = tmp_path_factory.mktemp("optimizers") / "results.json"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={request.param}"]

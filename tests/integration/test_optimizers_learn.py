@@ -1,5 +1,6 @@
 """LAMB learns more from real text than how often each token occurs; StableAdamW does in the preset modernbert-base."""
 
+import pytest
 import test_presets_learn
 import torch
 from test_presets_learn import LAST, PRESETS, SMALL, manifest, trained  # noqa: F401
@@ -11,6 +12,7 @@ from train.vocabulary import load_vocabulary
 BERT = next(path for path in PRESETS if path.stem == "bert-base")
 
 
+@pytest.mark.slow
 def test_lamb_becomes_better_than_the_token_frequencies(manifest, monkeypatch):  # noqa: F811
     """Reference: the entropy of the token frequencies in nats; the mean of the last 50 of 200 steps of 2,048 tokens.
     Measured after 300: 5.25 of the tokens, 4.76 of lamb."""

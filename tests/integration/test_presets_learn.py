@@ -58,8 +58,8 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return load_manifest(shards)
 
 
-# Of the presets for masked language modelling, two are enough every time.
-SLOW = ("bert-base-chinese", "roberta-base")
+# Of the presets for masked language modelling two are enough every time; dupmae has all of retromae.
+SLOW = ("bert-base-chinese", "roberta-base", "spanbert-base", "retromae-base")
 CASES = [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if p.stem in SLOW else []) for p in PRESETS]
 
 
