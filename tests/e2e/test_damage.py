@@ -42,6 +42,7 @@ def damaged(sources, tmp_path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_over_little_damage_names_it_counts_it_and_goes_on(damaged, tmp_path):
     """Reference: the rows of the metrics, and the log of each rank, which names the block once."""
     run = tmp_path / "run"

@@ -65,6 +65,7 @@ def test_a_mixture_trains_and_goes_on_at_another_world_size(pair, tmp_path):
     assert "validation_loss" in first[-1]
 
 
+@pytest.mark.slow
 def test_a_run_that_must_not_repeat_ends_with_its_data(pair, tmp_path):
     """Reference: one epoch, then exit code 0 with a checkpoint; the same command again has nothing left to read."""
     run = tmp_path / "once"

@@ -128,6 +128,7 @@ def test_a_run_from_a_store_that_goes_away_and_comes_back_is_the_local_run(local
     assert not list(cache.rglob("*.tar"))
 
 
+@pytest.mark.slow
 def test_a_store_that_stays_away_ends_all_ranks_and_the_run_goes_on_later(local_run, proxy, tmp_path):
     """Reference: exit code 2 with one line and a checkpoint, then the losses of the run from the folder."""
     run = tmp_path / "run"
@@ -166,6 +167,7 @@ def test_a_run_that_waits_for_its_store_stops_when_asked(proxy, many_blocks, tmp
     assert 5 <= reached < STEPS and (run / "checkpoints" / f"step-{reached:08d}").exists()
 
 
+@pytest.mark.slow
 def test_two_nodes_fetch_each_block_once_between_them(many_blocks, tmp_path, monkeypatch):
     """Reference: the requests that the server saw for whole blocks, and what each node has in its cache.
 

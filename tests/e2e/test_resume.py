@@ -60,6 +60,7 @@ def test_a_run_stopped_by_a_signal_goes_on_bit_for_bit(undisturbed, tiny, tmp_pa
     assert weights(run) == weights(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_killed_rank_costs_only_the_steps_since_the_last_checkpoint(undisturbed, tiny, tmp_path):
     """Reference: the undisturbed run, bit for bit; no step twice in metrics.jsonl or TensorBoard."""
     run = tmp_path / "killed"

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_gradients_of_every_split_equal_those_of_the_whole_batch(world_size, tmp_path):
     """Reference: autograd on the batch in one piece. 1, 2 and 8 micro-batches on each of 1, 2 and 4 gloo ranks, some of
     them without a target; the first moment of AdamW, which is the gradient times 1 - beta."""

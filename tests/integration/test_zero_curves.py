@@ -11,7 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.slow), 2, 4])
+@pytest.mark.parametrize(
+    "world_size", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_fifty_updates_have_the_losses_of_plain_pytorch(tmp_path, world_size):
     """Reference: the single process with torch's AdamW and clipping, same seed and rows, two groups of which one
     decays; stage 3 partitions everything. Measured: losses within 3e-6 and norms within 3e-7, while the loss falls by

@@ -59,7 +59,7 @@ class Curves:
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
         # TensorBoard reads the files of a folder in the order of their names.
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers):06d}"
         self._file = GrowingFile(folder / name)
         self._append(Event(file_version="brain.Event:2"))
         self._append(Event(step=resume_step + 1, session_log=SessionLog(status=SessionLog.START)))

@@ -18,6 +18,7 @@ from train.monitor.logs import add_rank_file, log, start_logging
 from train.monitor.metrics import MetricsFile, last_step, read_metrics
 from train.monitor.progress import duration
 from train.monitor.recorder import Recorder, StepSums, Writers, head_metrics, total_loss
+from train.monitor.tensorboard import Curves
 
 ALONE = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), host_group=None)
 
@@ -266,6 +267,16 @@ def test_curves_show_each_step_once_and_in_order_after_restarts(tmp_path, lives)
     assert [event.step for event in events] == [records[step]["tokens_seen"] for step in expected]
     assert [event.value for event in events] == [records[step]["loss"] for step in expected]
     assert [event.step for event in by_tokens.Scalars("by_tokens/loss/validation_mlm")] == [600, 1200, 1800]
+
+
+def test_event_files_of_one_second_have_names_in_the_order_of_their_starts(tmp_path):
+    """Reference: their creation; TensorBoard reads a folder by names, and a run that goes back may start twice at once."""
+    before: set[str] = set()
+    for _ in range(120):
+        Curves(tmp_path, 0).close()
+        [new] = {path.name for path in tmp_path.iterdir()} - before
+        assert all(name < new for name in before)
+        before.add(new)
 
 
 def test_a_resume_from_step_0_leaves_no_old_curve(tmp_path, lives):
