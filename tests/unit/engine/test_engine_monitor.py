@@ -270,7 +270,7 @@ def test_curves_show_each_step_once_and_in_order_after_restarts(tmp_path, lives)
 
 
 def test_event_files_of_one_second_have_names_in_the_order_of_their_starts(tmp_path):
-    """Reference: their creation; TensorBoard reads a folder by names, and a run that goes back may start twice at once."""
+    """Reference: their creation. TensorBoard reads a folder by names, and a run that goes back starts twice at once."""
     before: set[str] = set()
     for _ in range(120):
         Curves(tmp_path, 0).close()
