@@ -74,12 +74,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     cost.add_argument("config", type=Path, metavar="CONFIG.yaml")
     cost.add_argument("overrides", nargs="*", metavar="key.sub=value")
-    cost.add_argument("--gpus", type=_positive, default=8, metavar="N", help="all together (8)")
+    cost.add_argument("--gpus", type=_at_least(1), default=8, metavar="N", help="all together (8)")
     cost.add_argument("--gpu", default="H100", metavar="NAME", help="H100, A100, 'RTX 4090', ... (H100)")
-    cost.add_argument("--gpus-per-node", type=_positive, default=8, metavar="G", help="(8)")
+    cost.add_argument("--gpus-per-node", type=_at_least(1), default=8, metavar="G", help="(8)")
     cost.add_argument("--network-gbit", type=_above_0, default=400.0, metavar="B", help="of a node, in Gbit/s (400)")
     cost.add_argument("--mfu", type=_above_0, default=0.4, metavar="F", help="of a device alone, as in metrics (0.4)")
-    cost.add_argument("--vocab-size", type=_positive, metavar="V", help="where there are no shards to say it")
+    cost.add_argument("--vocab-size", type=_at_least(1), metavar="V", help="where there are no shards to say it")
     cost.add_argument("--json", action="store_true", help="the same numbers for machines")
     cost.set_defaults(command=_estimate)
 
@@ -91,11 +91,11 @@ def _parser() -> argparse.ArgumentParser:
     submit = commands.add_parser("submit", help="pretrain as a SLURM job that queues itself again until it is done")
     submit.add_argument("config", type=Path, metavar="CONFIG.yaml")
     submit.add_argument("overrides", nargs="*", metavar="key.sub=value")
-    submit.add_argument("--nodes", type=_positive, default=1, metavar="N")
+    submit.add_argument("--nodes", type=_at_least(1), default=1, metavar="N")
     submit.add_argument("--gpus-per-node", type=int, default=8, metavar="G", help="0 for nodes without (8)")
-    submit.add_argument("--processes-per-node", type=_positive, metavar="P", help="where they are not the GPUs")
+    submit.add_argument("--processes-per-node", type=_at_least(1), metavar="P", help="where they are not the GPUs")
     submit.add_argument("--time", required=True, metavar="H:M:S", help="limit of a start, as sbatch takes it")
-    submit.add_argument("--save-seconds", type=_positive, default=180, metavar="S", help="of it, to save in (180)")
+    submit.add_argument("--save-seconds", type=_at_least(1), default=180, metavar="S", help="of it, to save in (180)")
     for option in ("account", "partition", "qos", "cpus-per-task", "mem", "constraint"):
         submit.add_argument(f"--{option}", metavar="X", help="as sbatch takes it")
     submit.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="another: --sbatch=--exclusive")
@@ -110,7 +110,9 @@ def _parser() -> argparse.ArgumentParser:
 
     mean = commands.add_parser("average", help="write the mean of a run's last checkpoints as a transformers model")
     mean.add_argument("run", type=Path, metavar="RUN")
-    mean.add_argument("--last", type=_positive, default=5, metavar="N", help="newest whole checkpoints to average (5)")
+    mean.add_argument(
+        "--last", type=_at_least(1), default=5, metavar="N", help="newest whole checkpoints to average (5)"
+    )
     mean.add_argument("--output", type=Path, required=True, metavar="DIR")
     mean.set_defaults(command=_average)
 
@@ -121,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     same.add_argument("--tolerance", type=float, default=0.0, metavar="X", help="differences up to X count as none (0)")
     same.add_argument("--text", nargs="+", default=[], metavar="TEXT", help="also compare the outputs on these texts")
     same.add_argument(
-        "--rows", type=_positive, default=20, metavar="N", help="tensors to list, the most different first (20)"
+        "--rows", type=_at_least(1), default=20, metavar="N", help="tensors to list, the most different first (20)"
     )
     same.set_defaults(command=_compare)
 
@@ -302,12 +304,6 @@ def _at_least(least: int) -> Callable[[str], int]:
         return int(text)
 
     return number
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
-    return int(text)
 
 
 def _above_0(text: str) -> float:

@@ -42,3 +42,8 @@ def the_same_everywhere() -> Iterator[None]:
     except BertmaeError as error:
         error.everywhere = True
         raise
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, as far as it fits into a line of ours."""
+    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -20,7 +20,13 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _CMRC_PUNCTUATION = frozenset("-:_*^/\\~`+=，。：？！“”；’《》……·、「」（）－～『』")
 _HAN = re.compile(r"[\u4e00-\u9fa5]")  # what the script of CMRC 2018 takes for a Chinese character
+_CHINESE_CODES = ("zh", "zho", "chi", "cmn", "yue")
 _CHINESE_SHARE = 0.3  # of the letters of the answers; "2012年" is Chinese, a name in brackets makes no text English
+
+
+def names_chinese(language: str) -> bool:
+    """Whether a language's code, such as zh-CN, is one of Chinese."""
+    return language.lower().replace("_", "-").split("-")[0] in _CHINESE_CODES
 
 
 def is_chinese(texts: Sequence[str]) -> bool:

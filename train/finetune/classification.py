@@ -35,9 +35,7 @@ def prepare(settings: Settings) -> Task:
     require("accelerate", "sklearn")
     from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
-    config = model_folder.open_config(settings.model)
-    length = model_folder.chosen_length(settings.model, config, settings.max_length, settings.kind.max_length)
-    tokenizer = model_folder.open_tokenizer(settings.model, config, length)
+    config, length, tokenizer = model_folder.open_for(settings)
     rows = read_splits(settings)
     columns = text_columns(rows["train"], settings.options["text"], settings.options["text_pair"])
     label = chosen_column(rows["train"], settings.options["label"], _LABELS, "label", "--label")

@@ -7,11 +7,13 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from train.errors import UserError
+from train.errors import UserError, first_line
+from train.finetune.settings import Settings
+from train.model.quiet import quiet
 from train.monitor.logs import log
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -24,6 +26,24 @@ _SPECIALS = {
 }
 _EXPORT = "bertmae.json"  # run, step and data of an export
 _NEW_IN_ANY_HEAD = ("pooler",)  # masked-language models are saved without
+
+
+class Opened(NamedTuple):
+    """What a task reads of a model before it makes one."""
+
+    config: Any
+    length: int  # tokens of an input
+    tokenizer: Any
+
+
+def open_for(settings: Settings, **further: Any) -> Opened:
+    """Configuration and tokenizer of the settings' model, at the length that is asked for or usual for the task.
+
+    `further` goes to `open_tokenizer`. Raises UserError for what cannot be read, or a length that the model has not.
+    """
+    config = open_config(settings.model)
+    length = chosen_length(settings.model, config, settings.max_length, settings.kind.max_length)
+    return Opened(config, length, open_tokenizer(settings.model, config, length, **further))
 
 
 def open_config(folder: Path) -> Any:
@@ -157,19 +177,4 @@ def mistakes_named(folder: Path, what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # missing, damaged, of another shape, with code of its own: each its own class
-        first = str(error).strip().split("\n")[0] or type(error).__name__
-        raise UserError(f"--model {folder}: its {what} cannot be read ({first})") from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' own report and progress bar: what matters is said by us."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
+        raise UserError(f"--model {folder}: its {what} cannot be read ({first_line(error)})") from error

@@ -45,9 +45,7 @@ def prepare(settings: Settings) -> Task:
     require("accelerate", "seqeval")
     from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
 
-    config = model_folder.open_config(settings.model)
-    length = model_folder.chosen_length(settings.model, config, settings.max_length, settings.kind.max_length)
-    tokenizer = model_folder.open_tokenizer(settings.model, config, length, split_words=True)
+    config, length, tokenizer = model_folder.open_for(settings, split_words=True)
     files = _files(settings)
     tags = _tags(files["train"], settings)
     ids = {tag: number for number, tag in enumerate(tags)}

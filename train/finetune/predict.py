@@ -13,6 +13,7 @@ from train.finetune.rows import Row, read_rows, text_of
 from train.finetune.settings import TASKS
 from train.finetune.task import module
 from train.finetune.text_files import read_lines
+from train.model.quiet import quiet
 
 # Folders of others say what they are by their class.
 _BY_CLASS = {
@@ -36,7 +37,7 @@ def predict(folder: Path, texts: Sequence[str], files: Sequence[str], batch_size
         rows += _of_file(file, names, saved)
     if not rows:
         raise UserError(f"nothing to predict: give {' and '.join(names)}, or --input FILE")
-    with model_folder.quiet():
+    with quiet():
         yield from module(task).predict(folder, rows, saved, batch_size)
 
 

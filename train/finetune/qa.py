@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from train.errors import DataError
-from train.finetune.answer_scores import is_chinese, score_answers
-from train.finetune.model_folder import chosen_length, load_model, open_config, open_tokenizer
+from train.finetune.answer_scores import is_chinese, names_chinese, score_answers
+from train.finetune.model_folder import chosen_length, load_model, open_config, open_for, open_tokenizer
 from train.finetune.packages import require
 from train.finetune.qa_spans import Found, Scores, best_spans
 from train.finetune.qa_windows import (
@@ -41,7 +41,6 @@ _STRIDE = 128  # tokens, where a window is large enough; a third of it otherwise
 _BEST = 20  # spans of a question that are kept
 _SHORTEST_LIMIT = 30  # tokens; answers of training may all be short by chance
 _NOWHERE = (0, 0)  # the label of a window without the answer: its first token
-_CHINESE = ("zh", "zho", "chi", "cmn", "yue")
 
 
 class Features(Sequence[Feature]):
@@ -61,9 +60,7 @@ class Features(Sequence[Feature]):
 def prepare(settings: Settings) -> Task:
     """Files read, answers found in their windows. Raises UserError and DataError for whatever is wrong with them."""
     require("accelerate")
-    config = open_config(settings.model)
-    max_length = chosen_length(settings.model, config, settings.max_length, settings.kind.max_length)
-    tokenizer = open_tokenizer(settings.model, config, max_length)
+    config, max_length, tokenizer = open_for(settings)
     cutter = _cutter(tokenizer, max_length, settings.options["stride"])
     named = {"train": settings.train, "validation": settings.validation, "test": settings.test}
     found: list[str] = []
@@ -214,7 +211,7 @@ def _usual_length(features: Features) -> int:
 
 def _chinese(language: str | None, questions: Sequence[Question]) -> bool:
     if language is not None:
-        return language.lower().replace("_", "-").split("-")[0] in _CHINESE
+        return names_chinese(language)
     return is_chinese([answer.text for question in questions for answer in question.answers])
 
 

@@ -49,9 +49,7 @@ _Placed = tuple[str, Example]
 def prepare(settings: Settings) -> Task:
     """Read and check all files. Raises UserError and DataError, with the place of the first mistake."""
     require("accelerate", "scipy")
-    config = model_folder.open_config(settings.model)
-    length = model_folder.chosen_length(settings.model, config, settings.max_length, settings.kind.max_length)
-    tokenizer = model_folder.open_tokenizer(settings.model, config, length)
+    config, length, tokenizer = model_folder.open_for(settings)
     rows = read_splits(settings)
     columns = text_columns(rows["train"], settings.options["text"], settings.options["text_pair"])
     if columns.pair is None:

@@ -33,6 +33,7 @@ from train.finetune.metrics import in_words
 from train.finetune.packages import require
 from train.finetune.settings import Settings
 from train.finetune.task import Task, module
+from train.model.quiet import quiet
 from train.monitor.logs import log
 from train.signals import StopRequest
 
@@ -302,7 +303,7 @@ def _train(trainer: Any, output: Path, callbacks: _Callbacks) -> None:
 
         trainer.add_callback(TensorBoardCallback(SummaryWriter(str(output / "tensorboard"), purge_step=step + 1)))
     try:
-        with model_folder.quiet():
+        with quiet():
             trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     except (OSError, SafetensorError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not any(words in str(error) for words in _TORCH_CANNOT_WRITE):
@@ -373,7 +374,7 @@ def _save(trainer: Any, task: Task, settings: Settings, first: bool) -> None:
     """The model folder: weights, configuration, tokenizer, and what `predict` must know."""
     output = settings.output
     try:
-        with model_folder.quiet():
+        with quiet():
             if task.to_save(trainer.model) is trainer.model:
                 trainer.save_model(str(output))  # gathers what ZeRO 3 has spread
             elif first:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from train.errors import DataError, UserError
 from train.finetune import parallel_text
-from train.finetune.model_folder import chosen_length, longest_input, open_config, open_tokenizer, quiet
+from train.finetune.model_folder import longest_input, open_config, open_for, open_tokenizer
 from train.finetune.packages import require
 from train.finetune.parallel_text import Languages, SentencePair, read_pairs
 from train.finetune.rows import Row, text_of
@@ -26,6 +26,7 @@ from train.finetune.target_text import text_of as decoded
 from train.finetune.task import Feature, Scored, Task
 from train.finetune.translation_model import build, decoder_origin
 from train.finetune.translation_scores import Scorer
+from train.model.quiet import quiet
 
 _IGNORED = -100  # labels that do not count
 _MOST_UNKNOWN = 0.2  # of the tokens of the target side
@@ -199,16 +200,13 @@ def _check(settings: Settings) -> None:
 
 
 def _vocabularies(settings: Settings) -> Vocabularies:
-    config = open_config(settings.model)
-    default = settings.kind.max_length
-    length = chosen_length(settings.model, config, settings.max_length, default)
-    source = open_tokenizer(settings.model, config, length)
+    _, length, source = open_for(settings)
     folder = Path(settings.options["target_model"] or settings.model)
     target_config = open_config(folder)
     asked, limit = settings.options["max_target_length"], min(longest_input(target_config), 512)
     if asked is not None and asked > limit:
         raise UserError(f"--max-target-length {asked}: a decoder from {folder} has positions for {limit} tokens")
-    target_length = asked or min(default, limit)
+    target_length = asked or min(settings.kind.max_length, limit)
     target = with_spacing(open_tokenizer(folder, target_config, target_length))
     return Vocabularies(source, target, length, target_length)
 

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from train.errors import UserError
-from train.finetune.model_folder import load_model, longest_input, open_config, quiet
+from train.finetune.model_folder import load_model, longest_input, open_config
+from train.model.quiet import quiet
 
 DECODERS = ("auto", "encoder", "pretrained", "new")
 _WRITERS = ("bert", "roberta", "xlm-roberta", "camembert", "electra")  # can be a decoder with cross-attention

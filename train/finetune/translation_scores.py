@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from train.finetune.answer_scores import is_chinese
-
-_CHINESE = ("zh", "zho", "chi", "cmn", "yue")
+from train.finetune.answer_scores import is_chinese, names_chinese
 
 
 class Scorer:
@@ -16,8 +14,7 @@ class Scorer:
         """`lowercased`: the vocabulary has no capitals, so that BLEU without them is told as well."""
         from sacrebleu.metrics import BLEU, CHRF
 
-        named = language.lower().replace("_", "-").split("-")[0] in _CHINESE
-        self.tokenizer = "zh" if named or is_chinese(references) else "13a"
+        self.tokenizer = "zh" if names_chinese(language) or is_chinese(references) else "13a"
         bleu, chrf = BLEU(tokenize=self.tokenizer), CHRF()
         self._metrics = {"bleu": bleu, "chrf": chrf}
         if lowercased and self.tokenizer != "zh":  # the few Latin letters of Chinese decide nothing

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForMaskedLM, PretrainedConfig
-from transformers.utils import logging as transformers_logging
 
 from train.config import Model as ModelConfig
-from train.errors import UserError
+from train.errors import UserError, first_line
 from train.model.encoder import Encoder
 from train.model.families import FAMILIES, attention_dropout, check_extra, settable_names, transformers_settings
+from train.model.quiet import quiet
 
 _KEY = "model.pretrained"
 
@@ -62,13 +61,13 @@ def _read_config(folder: Path, assumed: str) -> PretrainedConfig:
     except FileNotFoundError:
         raise UserError(f"{_KEY} {folder}: no config.json, so no folder of a transformers model") from None
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{_KEY} {folder}: its config.json cannot be read ({_first_line(error)})") from error
+        raise UserError(f"{_KEY} {folder}: its config.json cannot be read ({first_line(error)})") from error
     if kind not in FAMILIES:
         raise UserError(f"{_KEY} {folder}: model_type {kind} is not one of {', '.join(FAMILIES)}")
     try:
         return CONFIG_MAPPING[kind].from_dict(settings)
     except Exception as error:  # whatever transformers raises on impossible values: many classes of its own
-        raise UserError(f"{_KEY} {folder}: its config.json cannot be used ({_first_line(error)})") from error
+        raise UserError(f"{_KEY} {folder}: its config.json cannot be used ({first_line(error)})") from error
 
 
 def _fields(config: PretrainedConfig) -> dict[str, Any]:
@@ -95,7 +94,7 @@ def _differences(encoder: Mapping[str, Any], config: PretrainedConfig) -> dict[s
     try:
         built = CONFIG_MAPPING[config.model_type](**transformers_settings(encoder, config.vocab_size, ids))
     except Exception as error:  # of several classes, all of them on values in `extra`
-        raise UserError(f"model.encoder: transformers refuses these settings ({_first_line(error)})") from error
+        raise UserError(f"model.encoder: transformers refuses these settings ({first_line(error)})") from error
     names = sorted(settable_names(config.model_type) - set(FAMILIES[config.model_type].legacy))
     pairs = {name: (getattr(built, name), getattr(config, name)) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
@@ -129,7 +128,7 @@ def tokens_by_id(folder: Path) -> dict[int, str]:
     except FileNotFoundError:
         raise UserError(f"{_KEY} {folder}: neither tokenizer.json nor vocab.txt, so no tokenizer to compare") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{_KEY} {folder}: its tokenizer cannot be read ({_first_line(error)})") from error
+        raise UserError(f"{_KEY} {folder}: its tokenizer cannot be read ({first_line(error)})") from error
 
 
 def _tokens_of(description: Mapping[str, Any]) -> dict[int, str]:
@@ -151,7 +150,7 @@ def load_pretrained(encoder: Encoder, model: ModelConfig, tokenizer_folder: Path
     folder = Path(str(model.pretrained))
     check_tokenizer(folder, tokenizer_folder)
     filled_encoder(folder, model.encoder.model_dump())
-    with _quiet():
+    with quiet():
         loaded, missing = _read_weights(folder, encoder.masked_lm.config)
     body = f"{encoder.masked_lm.base_model_prefix}."
     if lost := sorted(name for name in missing if name.startswith(body)):
@@ -176,7 +175,7 @@ def _read_weights(folder: Path, config: PretrainedConfig) -> tuple[dict[str, tor
             output_loading_info=True,
         )
     except Exception as error:  # missing, damaged, of another shape, or a pickle with code: each its own class
-        raise UserError(f"{_KEY} {folder}: its weights cannot be read ({_first_line(error)})") from error
+        raise UserError(f"{_KEY} {folder}: its weights cannot be read ({first_line(error)})") from error
     return model.state_dict(), set(report["missing_keys"])
 
 
@@ -187,19 +186,3 @@ def left_out(model: ModelConfig) -> list[str]:
         return []
     whose = f"{model.pretrained}" if model.pretrained else "model.encoder.extra"
     return [f"Attention dropout is 0 and not {dropout:g} as in {whose}: the padding-free attention kernel has none."]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' own report and progress bar: what matters is said by us."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
