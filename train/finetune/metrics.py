@@ -9,6 +9,7 @@ OF_TYPE = "f1_of_"  # the F1 of a single type of entities
 _SHOWN = {
     "accuracy": ("accuracy", 100, " %"),
     "macro_f1": ("macro-F1", 100, " %"),
+    "matthews": ("Matthews' correlation", 1, ""),
     "entity_f1": ("entity F1", 100, " %"),
     "entity_precision": ("entity precision", 100, " %"),
     "entity_recall": ("entity recall", 100, " %"),
@@ -49,12 +50,14 @@ def value(metric: str, number: float) -> str:
 
 
 def classification(true: Sequence[str], predicted: Sequence[str]) -> dict[str, float]:
-    """Accuracy, and F1 averaged over the labels that occur, each counting the same (scikit-learn)."""
-    from sklearn.metrics import accuracy_score, f1_score
+    """Accuracy, F1 averaged over the labels that occur, each counting the same, and Matthews' correlation, which is 0
+    for a guess that knows only how often each label occurs (scikit-learn)."""
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
     return {
         "accuracy": float(accuracy_score(true, predicted)),
         "macro_f1": float(f1_score(true, predicted, average="macro", zero_division=0.0)),
+        "matthews": float(matthews_corrcoef(true, predicted)),
     }
 
 

@@ -33,6 +33,7 @@ from train.finetune.metrics import in_words
 from train.finetune.packages import require
 from train.finetune.settings import Settings
 from train.finetune.task import Task, module
+from train.finetune.unknown_tokens import unknown_in_words
 from train.model.quiet import quiet
 from train.monitor.logs import log
 from train.signals import StopRequest
@@ -149,6 +150,7 @@ def _announced(settings: Settings, task: Task, plan: Plan) -> list[str]:
     return [
         f"{settings.task}: {settings.model} on {rows} rows.",
         *task.found,
+        *unknown_in_words(task),
         f"{plan.steps:,} steps ({epochs}), {batch}, learning rate {plan.learning_rate:g} after {plan.warmup_steps:,} "
         f"steps of warm-up, {plan.precision}, seed {settings.seed}.",
     ]

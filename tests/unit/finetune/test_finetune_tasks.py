@@ -13,7 +13,7 @@ from seqeval.scheme import IOB2
 from transformers import AutoTokenizer
 
 from train.errors import DataError, UserError
-from train.finetune import classification, ner, similarity
+from train.finetune import classification, metrics, ner, similarity
 from train.finetune.settings import settings_for
 
 
@@ -292,3 +292,13 @@ def test_a_folder_that_is_no_model_is_one_line(model, reviews, tmp_path):
         assert "\n" not in str(error.value) and "--model" in str(error.value)
     with pytest.raises(UserError, match=r"--max-length 65: .* has positions for 64 tokens"):
         prepare(model("bert"), max_length=65)
+
+
+def test_matthews_correlation_is_that_of_the_table_of_four_counts():
+    """Reference: (TP TN - FP FN) / sqrt((TP + FP)(TP + FN)(TN + FP)(TN + FN)) with 3, 2, 1 and 2 of them."""
+    pairs = [("1", "1")] * 3 + [("0", "0")] * 2 + [("0", "1")] + [("1", "0")] * 2
+    true, predicted = zip(*pairs, strict=True)
+    found = metrics.classification(true, predicted)
+    assert found["matthews"] == pytest.approx((3 * 2 - 1 * 2) / (4 * 5 * 3 * 4) ** 0.5)
+    assert found["accuracy"] == 5 / 8
+    assert metrics.classification(true, ["1"] * 8)["matthews"] == 0

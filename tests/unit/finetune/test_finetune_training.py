@@ -16,7 +16,9 @@ from train.finetune import training
 from train.finetune.predict import predict
 from train.finetune.seeds import finetune_seeds
 from train.finetune.settings import settings_for
+from train.finetune.task import module
 from train.finetune.training import finetune
+from train.finetune.unknown_tokens import unknown_in_words
 from train.signals import StopRequest
 
 FAST = {"learning_rate": 3e-3, "warmup_ratio": 0.1, "global_batch_size": 16}
@@ -72,6 +74,17 @@ def test_the_folder_says_what_was_done(trained):
     assert list((own.output / "tensorboard").glob("events*"))
     names = {path.name for path in own.output.iterdir()}
     assert "checkpoints" not in names and not any(name.endswith(".bin") for name in names)
+
+
+def test_text_that_the_vocabulary_does_not_know_is_said(model, tmp_path):
+    """Reference: two of three words are unknown to the vocabulary; special tokens do not count."""
+    for word, expected in (("Paris", []), ("Atlantis", ["67% of the training tokens are unknown"])):
+        rows = [{"text": f"{word} Paris {word}", "label": "a"}, {"text": f"{word} Oslo {word}", "label": "b"}]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files = dict.fromkeys(("train", "validation"), str(tmp_path / "rows.jsonl"))
+        task = module("classification").prepare(settings("classification", model("bert"), files, tmp_path / "output"))
+        found = unknown_in_words(task)
+        assert [line[: line.index(" to the")] for line in found] == expected
 
 
 def test_a_finished_fine_tuning_is_only_read(trained):
