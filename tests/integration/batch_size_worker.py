@@ -1,6 +1,6 @@
 """A rank of the test of changing batch sizes: the same updates under every DeepSpeed file, and by plain PyTorch.
 
-Run by torchrun with a file for the results. A micro-batch has four rows, so two ranks begin without accumulation:
+Run on every rank with a file for the results. A micro-batch has four rows, so two ranks begin without accumulation:
 what DeepSpeed itself takes for the number of accumulation steps, one, holds for the first updates alone.
 """
 

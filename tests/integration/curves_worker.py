@@ -1,6 +1,6 @@
 """A rank of the test of loss curves: fifty updates under every ZeRO file, and by plain PyTorch in one process.
 
-Run by torchrun with a file for the results; many cases in one start, because starting costs seconds.
+Run on every rank with a file for the results; many cases in one start, because starting costs seconds.
 """
 
 import json
@@ -31,7 +31,7 @@ def main(output: Path) -> None:
     """Write the largest distances from the reference as JSON; the test judges."""
     torch.set_num_threads(1)
     ranks = distributed.start()
-    _, norms, losses = zero_worker.plain(UPDATES, make_config(0))
+    _, norms, losses, _ = zero_worker.plain(UPDATES, make_config(0))
     results: dict = {"world_size": ranks.world_size, "fall": losses[0] - losses[-1], "files": {}}
     for file in FILES:
         config = make_config(file)

@@ -1,6 +1,6 @@
 """A rank of the fp16 test: the same rows in fp32 and fp16, a scale that is too large at first, and going on.
 
-Run by torchrun with a file for the results. DeepSpeed refuses fp16 where a CPU has no instructions for it; torch
+Run on every rank with a file for the results. DeepSpeed refuses fp16 where a CPU has no instructions for it; torch
 computes it all the same, slowly, so the check is set aside here.
 """
 
@@ -14,14 +14,37 @@ from deepspeed.accelerator import get_accelerator
 from zero_worker import shared, train
 
 from train import distributed
+from train.config import Config
 from train.engine import MOMENTS
 
 UPDATES = 12
 
 
-def start(stage: int, precision: str, ranks: distributed.Ranks, power: int, weights: dict | None = None) -> tuple:
+def start(
+    stage: int,
+    precision: str,
+    ranks: distributed.Ranks,
+    power: int,
+    weights: dict | None = None,
+    config: Config | None = None,
+) -> tuple:
     scaling = {"initial_scale_power": power, "hysteresis": 1, "loss_scale_window": 4}
-    return zero_worker.start(stage, ranks, weights, precision=precision, fp16=scaling)
+    return zero_worker.start(stage, ranks, weights, precision=precision, fp16=scaling, config=config)
+
+
+def moments(stage: int, precision: str, ranks: distributed.Ranks) -> tuple[list[float], list[float]]:
+    """Norms of AdamW's first moment after each update without clipping, and the loss scales then."""
+    values = zero_worker.make_config(stage, precision).model_dump()
+    values["optimizer"]["gradient_clipping"] = 0.0
+    config = Config.model_validate(values)
+    engine, _ = start(stage, precision, ranks, power=10, config=config)
+    norms, scales = [], []
+    for update in range(UPDATES):
+        train(engine, config, ranks, update, update + 1)
+        tensors = shared(engine.state())["exp_avg"].values()
+        norms.append(sum(float(tensor.square().sum()) for tensor in tensors) ** 0.5)
+        scales.append(engine.loss_scale.get("cur_scale", 1.0))
+    return norms, scales
 
 
 def far(tables: dict, reference: dict, before: dict) -> float:
@@ -73,13 +96,19 @@ def main(output: Path) -> None:
     before = shared(engine.state())
     norms = train(engine, config, ranks, 0, UPDATES)
     reference = shared(engine.state())
-    results: dict = {"refused": refused, "stages": {}}
+    results: dict = {"refused": refused, "stages": {}, "moments": moments(1, "fp32", ranks)[0]}
     for stage in (1, 2):
         engine, config = start(stage, "fp16", ranks, power=10)
-        own = train(engine, config, ranks, 0, UPDATES)
+        engine.measure_parts(True)
+        own, squares = [], []
+        for update in range(UPDATES):
+            own += train(engine, config, ranks, update, update + 1)
+            squares.append(sum(float(norm) ** 2 for norm in engine.gradient_parts.values()))
         tables = shared(engine.state())
         worst = max(abs(a - b) / b for a, b in zip(own, norms, strict=True))
         measured = {"far": far(tables, reference, before), "norms": worst, "same": resumed(ranks, stage)}
+        measured |= {"own_norms": own, "norms_by_parts": [square**0.5 for square in squares]}
+        measured["moments"], measured["scales"] = moments(stage, "fp16", ranks)
         results["stages"][stage] = measured | overflow(ranks, stage)
     if ranks.rank == 0:
         output.write_text(json.dumps(results))

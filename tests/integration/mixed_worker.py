@@ -1,6 +1,6 @@
 """A rank of the test of bf16, cast or by autocast, and of several sub groups at stage 3.
 
-Run by torchrun with a file for the results; many cases in one start, because starting costs seconds.
+Run on every rank with a file for the results; many cases in one start, because starting costs seconds.
 """
 
 import contextlib

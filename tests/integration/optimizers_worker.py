@@ -7,6 +7,7 @@ their sums over ranks and micro-batches are exact in every precision, and only t
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from optimizers_reference import Slow
@@ -72,6 +73,8 @@ class Plane(nn.Module):
 
 class Linear(nn.Module):
     """The loss is the product of the weights and a batch of the same shapes."""
+
+    encoder = SimpleNamespace(base_name="none")  # by which the engine tells the parts of a model apart
 
     def __init__(self, weights: dict[str, torch.Tensor] | None = None) -> None:
         super().__init__()

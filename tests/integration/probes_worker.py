@@ -1,5 +1,6 @@
-"""A rank of the test of probes: vectors and measures under ZeRO 0, 2 and 3, and whether a probe between two updates
-leaves a trace in the weights. Run by torchrun with the folder of a run, its probes as JSON, and a file for the results.
+"""A rank of the test of probes: vectors, measures and predictions under ZeRO 0, 2 and 3, and whether they leave a trace
+in the weights between two updates. Run on every rank with the folder of a run, its probes as JSON, and a file for the
+results.
 """
 
 import json
@@ -52,6 +53,15 @@ def update(engine: Engine, number: int) -> None:
     engine.micro_step(batch, selection, torch.full((len(engine.module.heads),), 0.01), last=True)
 
 
+def predict(engine: Engine) -> list[list[int]]:
+    """The predictions of each head for rows that are the same on every rank."""
+    batch = joined(global_rows(7))
+    engine.eval()
+    found = engine.predict(batch, engine.module.select(batch))
+    engine.train()
+    return [guesses_N.tolist() for guesses_N in found]
+
+
 def case(stage: int, run: Path, sets: dict, ranks: distributed.Ranks) -> dict:
     settings = make_config(stage).model_dump()
     settings |= {"probes": sets | {"max_texts": 30}, "run": settings["run"] | {"directory": str(run)}}
@@ -61,6 +71,7 @@ def case(stage: int, run: Path, sets: dict, ranks: distributed.Ranks) -> dict:
     with_probes, without = start(config, ranks), start(config, ranks)
     vectors = probes.vectors(with_probes, StopRequest())
     first = probes.measure(with_probes, StopRequest())
+    predicted = predict(with_probes)
     update(with_probes, 1)
     second = probes.measure(with_probes, StopRequest())
     cut_short = probes.measure(with_probes, later())
@@ -71,6 +82,7 @@ def case(stage: int, run: Path, sets: dict, ranks: distributed.Ranks) -> dict:
     return {
         "vectors": vectors.tolist() if ranks.rank == 0 else None,
         "first": first,
+        "predicted": predicted,
         "second": second,
         "cut_short": ranks.gather(json.dumps(cut_short)),
         "trains_again": modes,

@@ -1,6 +1,6 @@
 """A run on real text in several precisions, from the same weights over the same rows: the loss of every step.
 
-Run by torchrun with a data set and a file for the results.
+Run on every rank with a data set and a file for the results.
 """
 
 import json

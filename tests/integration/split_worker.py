@@ -1,6 +1,6 @@
 """A rank of the test of splits: gradients of one global batch, cut into several numbers of micro-batches.
 
-Run by torchrun with a folder for the results.
+Run on every rank with a folder for the results.
 """
 
 import json

@@ -1,27 +1,12 @@
 """Batch sizes of 8, 16 and 24 rows in one run on two gloo ranks, under ZeRO 0 to 3, with and without offload."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-
-ROOT = Path(__file__).parents[2]
+from worker_ranks import on_ranks
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    output = tmp_path_factory.mktemp("sizes") / "results.json"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    worker = Path(__file__).with_name("batch_size_worker.py")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        [*torchrun, str(worker), str(output)], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(output.read_text())
+    return on_ranks("batch_size_worker", 2, tmp_path_factory.mktemp("sizes") / "results.json")
 
 
 def test_weights_and_gradients_over_changes_of_the_batch_size_equal_plain_pytorch(results):

@@ -1,27 +1,12 @@
 """bf16, cast and by autocast, and several sub groups at stage 3, on two gloo ranks."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-
-ROOT = Path(__file__).parents[2]
+from worker_ranks import on_ranks
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    output = tmp_path_factory.mktemp("mixed") / "results.json"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    worker = Path(__file__).with_name("mixed_worker.py")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        [*torchrun, str(worker), str(output)], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=400
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(output.read_text())
+    return on_ranks("mixed_worker", 2, tmp_path_factory.mktemp("mixed") / "results.json")
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,8 @@
 """LAMB, StableAdamW and parameter groups under ZeRO 0, 1, 2, 3 and offload, on one, two and four gloo ranks."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from optimizers_worker import EXPECTED, PLAN, STAGES
-
-ROOT = Path(__file__).parents[2]
-
+from worker_ranks import on_ranks
 
 RANKS = [pytest.param(1, id="one-rank"), pytest.param(2, id="two-ranks")]
 RANKS += [pytest.param(4, id="four-ranks", marks=pytest.mark.slow)]
@@ -18,15 +10,7 @@ RANKS += [pytest.param(4, id="four-ranks", marks=pytest.mark.slow)]
 
 @pytest.fixture(scope="module", params=RANKS)
 def results(request, tmp_path_factory):
-    output = tmp_path_factory.mktemp("optimizers") / "results.json"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={request.param}"]
-    worker = Path(__file__).with_name("optimizers_worker.py")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        [*torchrun, str(worker), str(output)], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    measured = json.loads(output.read_text())
+    measured = on_ranks("optimizers_worker", request.param, tmp_path_factory.mktemp("optimizers") / "results.json")
     assert measured["world_size"] == request.param
     return measured
 

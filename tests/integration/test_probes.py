@@ -1,24 +1,21 @@
 """Probes through the engine, at one and two ranks and under ZeRO 0, 2 and 3, against transformers' own padded model."""
 
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModel, BertTokenizerFast
-from zero_worker import VOCABULARY, make_config
+from worker_ranks import on_ranks
+from zero_worker import VOCABULARY, global_rows, joined, make_config
 
 from train.config import Probes
 from train.objectives import build_objective
 from train.probes.command import embed
 from train.probes.open import open_probes
 
-ROOT = Path(__file__).parents[2]
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -53,16 +50,9 @@ def data(tmp_path_factory) -> tuple[Path, dict]:
 def results(data) -> dict[int, dict]:
     """What the worker measured, by the number of ranks."""
     folder, sets = data
-    worker = Path(__file__).with_name("probes_worker.py")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    found = {}
-    for world_size in (1, 2):
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
-        words = [*torchrun, str(worker), str(folder / "run"), json.dumps(sets), str(folder / f"{world_size}.json")]
-        done = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
-        found[world_size] = json.loads((folder / f"{world_size}.json").read_text())
-    return found
+    outputs = {world_size: folder / f"{world_size}.json" for world_size in (1, 2)}
+    words = folder / "run", json.dumps(sets)
+    return {size: on_ranks("probes_worker", size, output, *words, output) for size, output in outputs.items()}
 
 
 def test_vectors_are_the_same_to_the_bit_at_any_number_of_ranks_and_any_zero_stage(results):
@@ -86,7 +76,20 @@ def test_vectors_are_those_of_transformers_on_padded_texts(data, results, tmp_pa
     np.testing.assert_allclose(np.array(results[1]["zero0"]["vectors"]), expected, atol=2e-6)
 
 
-def test_probes_leave_no_trace_in_the_training(results):
+def test_predictions_are_those_of_the_module_at_any_number_of_ranks_and_any_zero_stage(results):
+    """Reference: the module without an engine."""
+    torch.manual_seed(0)
+    module = build_objective(make_config(0), VOCABULARY).eval()
+    batch = joined(global_rows(7))
+    expected = [guesses_N.tolist() for guesses_N in module.predictions(batch, module.select(batch))]
+    assert [len(guesses) for guesses in expected] == module.target_counts(module.select(batch)).tolist()
+    assert len(set(expected[0])) > 3  # a new decoder says the same everywhere
+    for world_size, stages in results.items():
+        for stage, found in stages.items():
+            assert found["predicted"] == expected, (world_size, stage)
+
+
+def test_probes_and_predictions_leave_no_trace_in_the_training(results):
     """Reference: the same updates without probes, weights and moments to the bit. The measures did move meanwhile."""
     for stages in results.values():
         for found in stages.values():

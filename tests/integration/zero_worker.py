@@ -1,6 +1,6 @@
 """A rank of the equivalence test: the same five updates under every ZeRO file, and by plain PyTorch on rank 0.
 
-Run by torchrun with a file for the results; many cases in one start, because starting costs seconds. A ZeRO file is
+Run on every rank with a file for the results; many cases in one start, because starting costs seconds. A ZeRO file is
 named by what follows `zero` in its name: 2, or "3-offload".
 """
 
@@ -26,6 +26,12 @@ UPDATES, ACCUMULATION, ROWS = 5, 2, 8
 FILES = (0, 1, 2, 3, "1-offload", "2-offload", "3-offload", "3-offload-parameters")
 # A ring that enters and leaves each file: with the check that loading keeps every bit, all other ways follow.
 MOVES = tuple(zip(FILES, (*FILES[1:], FILES[0]), strict=True))
+PARTS = {
+    "embeddings": "encoder.masked_lm.bert.embeddings.",
+    "encoder": "encoder.masked_lm.bert.encoder.",
+    "decoder": "decoder.",
+    "heads": "encoder.masked_lm.cls.",
+}
 VOCABULARY = Vocabulary(
     size=97,
     special_ids={"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4},
@@ -99,14 +105,16 @@ def joined(rows: list[Batch]) -> Batch:
     )
 
 
-def plain(updates: int, config: Config | None = None) -> tuple[dict[str, torch.Tensor], list[float], list[float]]:
+def plain(
+    updates: int, config: Config | None = None
+) -> tuple[dict[str, torch.Tensor], list[float], list[float], list[dict[str, float]]]:
     """The reference: one process, one batch a step, torch's AdamW and clipping, no DeepSpeed: weights after the last
-    update, gradient norms and losses."""
+    update, gradient norms, losses, and the gradient norms of the model's parts."""
     config = config or make_config(0)
     torch.manual_seed(0)
     module = build_objective(config, VOCABULARY)
     optimizer = build_optimizer(module, config)
-    norms, losses = [], []
+    norms, losses, parts = [], [], []
     for update in range(updates):
         batch = joined(global_rows(update))
         selection = module.select(batch)
@@ -117,10 +125,21 @@ def plain(updates: int, config: Config | None = None) -> tuple[dict[str, torch.T
         loss = (losses_H / counts_H).sum()
         loss.backward()
         losses.append(float(loss))
+        parts.append(norms_of_parts(module))
         norms.append(float(nn.utils.clip_grad_norm_(module.parameters(), 1.0)))
         optimizer.step()
         optimizer.zero_grad()
-    return {name: p.detach().clone() for name, p in module.named_parameters()}, norms, losses
+    return {name: p.detach().clone() for name, p in module.named_parameters()}, norms, losses, parts
+
+
+def norms_of_parts(module: nn.Module) -> dict[str, float]:
+    """Norms of whole gradients before clipping; which parameters make a part stands here once more, by BERT's names."""
+    squares: dict[str, float] = {}
+    for name, parameter in module.named_parameters():
+        [part] = [part for part, begin in PARTS.items() if name.startswith(begin)]
+        gradient = torch.zeros(1) if parameter.grad is None else parameter.grad
+        squares[part] = squares.get(part, 0.0) + float(gradient.double().square().sum())
+    return {part: square**0.5 for part, square in squares.items()}
 
 
 def train(engine: Engine, config: Config, ranks: distributed.Ranks, first: int, last: int, poison: int = -1) -> list:
@@ -194,19 +213,37 @@ def same(first: dict, second: dict) -> bool:
 
 
 def straight(
-    ranks: distributed.Ranks, file: int | str, reference: dict[str, torch.Tensor], norms: list[float]
+    ranks: distributed.Ranks,
+    file: int | str,
+    reference: dict[str, torch.Tensor],
+    norms: list[float],
+    parts: list[dict[str, float]],
 ) -> tuple[dict, dict]:
-    """Five updates, with one of NaN that must not count before the fourth; the state there, and what was measured."""
+    """Five updates, with one of NaN that must not count before the fourth; the state there, and what was measured.
+
+    The norms of parts are measured in all updates but the third; a second engine never measures them.
+    """
     engine, config = start(file, ranks)
-    own = train(engine, config, ranks, 0, 3)
-    middle = shared(engine.state())
-    train(engine, config, ranks, 3, 4, poison=3)
-    poisoned = {"applied": engine.applied, "unchanged": same(shared(engine.state()), middle)}
-    own += train(engine, config, ranks, 3, UPDATES)
+    own, own_parts = [], []
+    for update in range(UPDATES):
+        if update == 3:
+            middle = shared(engine.state())
+            train(engine, config, ranks, 3, 4, poison=3)
+            poisoned = {"applied": engine.applied, "unchanged": same(shared(engine.state()), middle)}
+            poisoned["parts_of_poison"] = list(engine.gradient_parts)
+        engine.measure_parts(update != 2)
+        own += train(engine, config, ranks, update, update + 1)
+        own_parts.append({part: float(norm) for part, norm in engine.gradient_parts.items()})
+    unmeasured, config = start(file, ranks)
+    train(unmeasured, config, ranks, 0, 3)
     return middle, poisoned | {
         "difference": difference(shared(engine.state()), reference),
         "updates": engine.updates,
         "norms": max(abs(a - b) / b for a, b in zip(own, norms, strict=True)),
+        "own_norms": own,
+        "parts": own_parts,
+        "parts_of_plain": parts,
+        "same_unmeasured": same(shared(unmeasured.state()), middle),
     }
 
 
@@ -227,11 +264,11 @@ def main(output: Path) -> None:
     """Write what was measured as JSON; the test judges."""
     torch.set_num_threads(1)
     ranks = distributed.start()
-    reference, norms, _ = plain(UPDATES)
+    reference, norms, _, parts = plain(UPDATES)
     results: dict = {"world_size": ranks.world_size, "files": {}, "moves": {}}
     middle = {}
     for file in FILES:
-        middle[file], results["files"][file] = straight(ranks, file, reference, norms)
+        middle[file], results["files"][file] = straight(ranks, file, reference, norms, parts)
     for source, target in MOVES:
         results["moves"][f"{source}->{target}"] = moved(ranks, target, middle[source], reference)
     if ranks.rank == 0:
