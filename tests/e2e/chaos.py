@@ -182,7 +182,7 @@ def differences(starts: list[Start], undisturbed: Path) -> list[str]:
 
 def curve(run: Path) -> list[dict]:
     """The records without what the clock says, and without what a start needs of memory."""
-    timed = ("second", "goodput", "starts", "memory", "mfu")
+    timed = ("second", "goodput", "starts", "memory", "mfu", "incident", "slowest")
     return [{key: record[key] for key in record if not any(word in key for word in timed)} for record in metrics(run)]
 
 

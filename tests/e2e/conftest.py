@@ -5,7 +5,13 @@ import pydoc_data.topics
 from pathlib import Path
 
 import pytest
-from e2e_commands import TINY, command
+from e2e_commands import TINY, command, warm_variables
+
+
+@pytest.fixture(scope="session", autouse=True)
+def variables_without_changes() -> None:
+    """No test has set one yet."""
+    warm_variables()
 
 
 @pytest.fixture(scope="session")

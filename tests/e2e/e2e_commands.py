@@ -2,9 +2,13 @@
 
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
+import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -30,16 +34,65 @@ def environment() -> dict[str, str]:
     return kept | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def command(*words: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """`python -m ...` in the project's folder, to its end."""
+def command(*words: object, timeout: float = 240, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """`python -m ...` in `folder`, to its end.
+
+    Commands of training are forks of a process that has imported everything, unless a test has changed a variable;
+    `start` and all ranks under torchrun are processes that begin with nothing.
+    """
+    variables = environment()
+    if words[0] == "train" and _inherited(variables) == _inherited(warm_variables()):
+        return _forked([str(word) for word in words], timeout, folder)
     return subprocess.run(
         [sys.executable, "-m", *map(str, words)],
-        cwd=ROOT,
-        env=environment(),
+        cwd=folder,
+        env=variables | ({} if folder == ROOT else {"PYTHONPATH": str(ROOT)}),
         capture_output=True,
         text=True,
         timeout=timeout,
     )
+
+
+@cache
+def warm_variables() -> dict[str, str]:
+    """What the warm process gets: called first before any test, when the imports of all tests have set what they do."""
+    return environment()
+
+
+def _inherited(variables: dict[str, str]) -> dict[str, str]:
+    """Without what pytest changes at every test, and transformers the first time that it saves or opens a model."""
+    changing = ("PYTEST_", "PYTORCH_NVML_BASED_CUDA_CHECK")
+    return {name: value for name, value in variables.items() if not name.startswith(changing)}
+
+
+@cache
+def _warm_process() -> subprocess.Popen[str]:
+    """One a worker of pytest; it ends when its input does. A session of its own, to be killed with what it runs."""
+    return subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("warm_process.py"))],
+        cwd=ROOT,
+        env=warm_variables() | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _forked(words: list[str], timeout: float, work: Path) -> subprocess.CompletedProcess[str]:
+    warm = _warm_process()
+    with tempfile.TemporaryDirectory() as folder:
+        stdout, stderr = Path(folder) / "stdout", Path(folder) / "stderr"
+        request = {"words": words, "folder": str(work), "stdout": str(stdout), "stderr": str(stderr)}
+        warm.stdin.write(json.dumps(request) + "\n")
+        warm.stdin.flush()
+        if not select.select([warm.stdout], [], [], timeout + 60)[0]:  # the first one imports for a while
+            _warm_process.cache_clear()
+            os.killpg(warm.pid, signal.SIGKILL)
+            warm.communicate()
+            raise subprocess.TimeoutExpired(words, timeout, stdout.read_text(), stderr.read_text())
+        code = int(warm.stdout.readline())
+        return subprocess.CompletedProcess(words, code, stdout.read_text(), stderr.read_text())
 
 
 def start(*words: object) -> subprocess.Popen[str]:

@@ -50,10 +50,12 @@ def test_a_run_over_little_damage_names_it_counts_it_and_goes_on(damaged, tmp_pa
     assert done.returncode == 0, done.stderr
     counts = [record["damaged_rows"] for record in metrics(run)]
     assert counts == sorted(counts) and 20 < counts[-1] < 40 * 8 / 2, "about a fifth of 320 rows"
+    blocks = [record["damaged_blocks"] for record in metrics(run)]
+    assert blocks == sorted(blocks) and blocks[-1] == 1, "both ranks met it"
     for rank in (0, 1):
         log = (run / f"log-rank{rank}.txt").read_text()
         assert log.count("block 000000002: the checksum is") == 1
-        assert log.count("WARNING") == 1
+        assert log.count("WARNING") == 2, "the block, and the incident of the first rows"
 
 
 def test_a_run_over_much_damage_ends_on_all_ranks_and_goes_on_after_the_repair(damaged, sources, tmp_path):

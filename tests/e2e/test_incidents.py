@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from e2e_commands import ROOT, command, environment, metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from train.config import Config
 from train.config_file import load_config
@@ -60,7 +61,9 @@ def ledger(run: Path) -> dict[int, list[str]]:
 
 
 def incidents(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "incidents.jsonl").read_text().splitlines()]
+    """Those that have rows."""
+    records = [json.loads(line) for line in (run / "incidents.jsonl").read_text().splitlines()]
+    return [record for record in records if "rows" in record]
 
 
 def named(rows: list[str]) -> list[str]:
@@ -121,6 +124,24 @@ def test_nothing_of_the_steps_thrown_away_is_left(rewound):
     assert sorted(path.name for path in (run / "checkpoints").glob("step-*")) == [
         f"step-{step:08d}" for step in (31, 40, STEPS)
     ]
+
+
+def test_no_chart_of_the_arranged_page_is_empty(rewound):
+    """Reference: the curves that TensorBoard's own reader finds; a CPU has no known peak that MFU could be a share of.
+    The norms of the parts make up that of the whole."""
+    boards = [EventAccumulator(str(rewound[0] / "tensorboard" / name)).Reload() for name in ("", "by_tokens")]
+    tags = {tag for board in boards for tag in board.Tags()["scalars"]}
+    *_, event = boards[0].Tensors("custom_scalars__config__")
+    layout = Layout.FromString(event.tensor_proto.string_val[0])
+    charts = [chart for category in layout.category for chart in category.chart]
+    found = {chart.title: {t for t in tags for tag in chart.multiline.tag if re.match(tag, t)} for chart in charts}
+    assert [title for title, curves in found.items() if not curves] == ["MFU"]
+    parts = {"grad_norm/embeddings", "grad_norm/encoder", "grad_norm/decoder", "grad_norm/heads"}
+    assert found["gradient norm of each part"] == parts
+    norms = [
+        [r[f"grad_norm_{t.partition('/')[2]}"] for t in parts] + [r["grad_norm"]] for r in metrics(rewound[0])[4::5]
+    ]
+    assert all(whole == pytest.approx(sum(x * x for x in own) ** 0.5, rel=1e-4) for *own, whole in norms)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Probes of real runs: what they leave behind, and that the training does not notice them."""
+"""Probes and samples of real runs: what they leave behind, and that the training does not notice them."""
 
 import json
 import random
@@ -31,11 +31,11 @@ def probed(pairs: Path, every: int, most: int) -> list[str]:
     return [f"probes.similarity={sets}", f"probes.interval_steps={every}", f"probes.max_texts={most}"]
 
 
-def test_a_run_with_probes_has_the_weights_of_one_without_and_its_curves(tiny, pairs, tmp_path):
-    """Reference: the same run without probes: weights and moments to the bit, losses too. Measured are the beginning,
-    every second step and the last one; TensorBoard has what metrics.jsonl has."""
-    words = [*tiny, "run.steps=3", "schedule.warmup_steps=1"]
-    for name, more in (("with", probed(pairs, 2, 20)), ("without", [])):
+def test_a_run_with_probes_and_samples_has_the_weights_of_one_without_and_its_curves(tiny, pairs, tmp_path):
+    """Reference: the same run without probes and samples: weights and moments to the bit, losses too. Measured are the
+    beginning, every second step and the last one; TensorBoard has what metrics.jsonl has."""
+    words = [*tiny, "run.steps=3", "schedule.warmup_steps=1", "validation.interval_steps=2"]
+    for name, more in (("with", probed(pairs, 2, 20)), ("without", ["validation.samples=0"])):
         done = command("train", "pretrain", *words, f"run.directory={tmp_path / name}", *more)
         assert done.returncode == 0, done.stderr
     for table in ("model", "exp_avg", "exp_avg_sq"):
@@ -48,11 +48,30 @@ def test_a_run_with_probes_has_the_weights_of_one_without_and_its_curves(tiny, p
     records = metrics(tmp_path / "with")
     found = {r["step"]: r["probe_pairs_cls_spearman"] for r in records if "probe_pairs_cls_spearman" in r}
     assert list(found) == [0, 2, 3] and len(set(found.values())) > 1
-    losses = [[r["loss"] for r in metrics(tmp_path / name) if r["step"]] for name in ("with", "without")]
+    losses = [
+        [(r["loss"], r.get("validation_loss")) for r in metrics(tmp_path / name) if r["step"]]
+        for name in ("with", "without")
+    ]
     assert losses[0] == losses[1]
     events = EventAccumulator(str(tmp_path / "with" / "tensorboard")).Reload()
     curve = {event.step: event.value for event in events.Scalars("probes/pairs_cls_spearman")}
     assert curve == pytest.approx(found, abs=1e-6)
+    assert not (tmp_path / "without" / "samples.jsonl").read_bytes()
+    lines = [json.loads(line) for line in (tmp_path / "with" / "samples.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 3] and all(len(line["documents"]) == 4 for line in lines)
+    heads = [document["heads"] for line in lines for document in line["documents"]]
+    assert all(list(document) == ["mlm", "reconstruction"] for document in heads)
+    truths = [[document["heads"]["mlm"]["truth"] for document in line["documents"]] for line in lines]
+    assert truths[0] == truths[1] and all(30 <= len(truth) <= 64 for truth in truths[0])
+    for sample in (sample for document in heads for sample in document.values()):
+        assert len(sample["truth"]) == len(sample["shown"]) == len(sample["predicted"])
+        asked = [guess is not None for guess in sample["predicted"]]
+        pairs = zip(sample["shown"], sample["truth"], asked, strict=True)
+        hidden = [shown != true for shown, true, _ in pairs]
+        assert any(asked) and any(hidden) and not all(asked)
+    for head in ("mlm", "reconstruction"):
+        assert [event.step for event in events.Tensors(f"samples/{head}/text_summary")] == [2, 3]
+    assert [event.step for event in events.Histograms("data/document_lengths")] == [0]
 
 
 def test_probes_that_a_stop_cuts_short_are_done_by_the_next_start(tiny, pairs, tmp_path):
