@@ -46,6 +46,11 @@ setup(
         "https": ["aiohttp>=3.14"],
         # transformers' Trainer, and metrics.
         "finetune": _FINETUNE,
+        # Where the records of a run may go beside TensorBoard.
+        "wandb": ["wandb>=0.31"],
+        "mlflow": ["mlflow-skinny>=3.17"],
+        # Pictures and pages on runs.
+        "report": ["matplotlib>=3.10"],
         # What the benchmarks compare with.
         "benchmark": ["accelerate>=1.1"],
         "test": [
@@ -56,6 +61,7 @@ setup(
             "gcp-storage-emulator>=2026.7",
             "gcsfs>=2026.9",
             "hypothesis>=6.150",
+            "matplotlib>=3.10",
             "moto[s3]>=5.2",
             "mpich>=5.0",
             "mypy>=2.0",

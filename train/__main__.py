@@ -23,10 +23,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     try:
         code: int = options.command(options)
+        sys.stdout.flush()
     except BertmaeError as error:
         if not error.everywhere or may_speak(os.environ):
             print(f"bertmae: {error}", file=sys.stderr)
         code = tell_launch(error.exit_code) if error.everywhere else error.exit_code
+    except BrokenPipeError:  # the reader of a pipe (head, less) went away; what Python flushes at its end goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         code = 130
     return code
@@ -52,6 +56,11 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument("overrides", nargs="*", metavar="key.sub=value")
     pretrain.add_argument("--max-minutes", metavar="M", help="stop after M minutes, as run.max_minutes=M does")
     pretrain.add_argument("--dry-run", action="store_true", help="check everything, print what would happen, and end")
+    pretrain.add_argument(
+        "--find-micro-batch",
+        action="store_true",
+        help="first try what fits and is fastest, and use that as batch.micro_batch_size; the result stays the same",
+    )
     pretrain.set_defaults(command=_pretrain)
 
     check = commands.add_parser("check", help="what a run would meet here, a line each; nothing is trained or written")
@@ -155,6 +164,18 @@ def _parser() -> argparse.ArgumentParser:
     state.add_argument("run", type=Path, metavar="RUN")
     state.set_defaults(command=_status)
 
+    beside = commands.add_parser("compare-runs", help="runs beside each other: a table, and their curves as a picture")
+    beside.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    beside.add_argument(
+        "--output", type=Path, default=Path("curves.png"), metavar="FILE.png", help="the picture (curves.png)"
+    )
+    beside.set_defaults(command=_compare_runs)
+
+    page = commands.add_parser("report", help="all about a run on one HTML page: curves, incidents, samples, settings")
+    page.add_argument("run", type=Path, metavar="RUN")
+    page.add_argument("--output", type=Path, metavar="FILE.html", help="the page (RUN/report.html)")
+    page.set_defaults(command=_report)
+
     add_finetuning(commands)
 
     checkpoint = commands.add_parser(
@@ -182,6 +203,7 @@ def _parser() -> argparse.ArgumentParser:
 def _pretrain(options: argparse.Namespace) -> int:
     from train.config_file import load_config
     from train.monitor.logs import start_logging
+    from train.monitor.writers import refuse_missing
     from train.signals import StopRequest
 
     stop = StopRequest()
@@ -191,6 +213,7 @@ def _pretrain(options: argparse.Namespace) -> int:
     limit = [f"run.max_minutes={options.max_minutes}"] if options.max_minutes is not None else []
     try:
         config = load_config(options.config, [*options.overrides, *limit])
+        refuse_missing(config.logging.writers)
     except BertmaeError as error:
         error.everywhere = True  # every rank reads the same words
         if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
@@ -201,13 +224,15 @@ def _pretrain(options: argparse.Namespace) -> int:
     start_logging(int(os.environ.get("RANK", "0")))
     from train import distributed, pretrain
 
+    if options.dry_run and options.find_micro_batch:
+        raise UserError.agreed("--dry-run trains nothing, so --find-micro-batch finds nothing: leave one of them out")
     if options.dry_run:
         for line in pretrain.dry_run(config):
             if os.environ.get("RANK", "0") == "0":
                 print(line)
         return 0
     try:
-        pretrain.pretrain(config, stop)
+        pretrain.pretrain(config, stop, find_micro_batch=options.find_micro_batch)
     except BertmaeError as error:
         if error.everywhere:
             distributed.finish()
@@ -363,6 +388,21 @@ def _status(options: argparse.Namespace) -> int:
 
     for line in status(options.run):
         print(line)
+    return 0
+
+
+def _compare_runs(options: argparse.Namespace) -> int:
+    from train.reports.compare_runs import compare_runs
+
+    for line in compare_runs(options.runs, options.output):
+        print(line)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from train.reports.page import report
+
+    print(report(options.run, options.output))
     return 0
 
 

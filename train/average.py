@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from train.checkpoint import STATE, Checkpoint, committed, read_json, run_checkpoints, verify
+from train.checkpoint import Checkpoint, run_checkpoints
+from train.checkpoint_folder import STATE, committed, read_json, verify
 from train.config_file import load_config
 from train.errors import CheckpointError, UserError
 from train.export import encoder_form, write_model

@@ -15,28 +15,33 @@ import errno
 import json
 import math
 import os
-import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from data_pipeline.durable import fsync_folder, write_whole
+from train.checkpoint_folder import (
+    FORMAT,
+    MANIFEST,
+    STATE,
+    VERSION,
+    checksum_of,
+    committed,
+    half_done,
+    named,
+    read_json,
+    verify,
+)
 from train.errors import CheckpointError, UserError
 from train.monitor.logs import log
 
-MANIFEST = "manifest.json"
-STATE = "state.json"
-_FORMAT, _VERSION = "bertmae-checkpoint", 1
-_NAME = re.compile(r"step-\d{8,}")
-_READ_BYTES = 1 << 24
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -175,53 +180,6 @@ def resume_point(folder: Path, steps_done: int) -> tuple[Checkpoint | None, list
     return checkpoint, problems
 
 
-def verify(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None: every file is there with its size and checksum."""
-    return next(damages(path), None)
-
-
-def damages(path: Path, *, checksums: bool = True) -> Iterator[str]:
-    """A sentence for each damaged file of a checkpoint folder; without `checksums` the sizes alone are compared."""
-    try:
-        manifest = read_json(path / MANIFEST)
-        if (manifest["format"], manifest["version"]) != (_FORMAT, _VERSION):
-            yield f"{MANIFEST} says {manifest['format']} version {manifest['version']}, not {_FORMAT} {_VERSION}"
-            return
-        for name, expected in manifest["files"].items():
-            if damage := _damage(path / name, expected["bytes"], expected["checksum"] if checksums else None):
-                yield damage
-    except OSError as error:
-        yield f"{Path(error.filename or path).name}: {error.strerror}"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        yield f"{MANIFEST} is damaged ({type(error).__name__}: {error})"
-
-
-def committed(folder: Path) -> Iterator[Path]:
-    """Folders with a checkpoint's name; copies that people made under other names are theirs."""
-    return (path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
-
-
-def half_done(folder: Path) -> list[Path]:
-    """Temporary folders: what a killed process left half-written or half-removed."""
-    return sorted([*folder.glob(".step-*.partial"), *folder.glob(".step-*.damaged")])
-
-
-def named(folder: Path, pointer: str) -> str | None:
-    """The folder's name that `latest` or `best` holds, or None where there is no such readable file."""
-    try:
-        return (folder / pointer).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        return None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """An object of a JSON file. Raises OSError, ValueError and TypeError, as the file is."""
-    value = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(value, dict):
-        raise TypeError(f"{path.name} is no object")
-    return value
-
-
 def read_table(path: Path, table: str) -> dict[str, torch.Tensor]:
     """The tensors of one table of a checkpoint, by parameter name, in host memory."""
     try:
@@ -262,8 +220,8 @@ def _write_files(folder: Path, tables: Mapping[str, Mapping[str, torch.Tensor]],
     for path in sorted(folder.iterdir()):
         path.chmod(mode)  # as the user's umask says; save_file lets its owner alone read
         _fsync(path)
-        files[path.name] = {"bytes": path.stat().st_size, "checksum": _checksum(path)}
-    manifest = {"format": _FORMAT, "version": _VERSION, "files": files}
+        files[path.name] = {"bytes": path.stat().st_size, "checksum": checksum_of(path)}
+    manifest = {"format": FORMAT, "version": VERSION, "files": files}
     write_whole(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
@@ -325,26 +283,6 @@ def _missing_latest(folder: Path, chosen: Path) -> list[str]:
     name = named(folder, "latest") or ""
     gone = name > chosen.name and not (folder / name).exists()
     return [f"{folder / name}: named by `latest`, but missing"] if gone else []
-
-
-def _damage(path: Path, size: int, checksum: str | None) -> str | None:
-    try:
-        found = path.stat().st_size
-        if found != size:
-            return f"{path.name} has {found} bytes instead of {size}"
-        if checksum is not None and _checksum(path) != checksum:
-            return f"{path.name} does not match its checksum"
-    except OSError as error:
-        return f"{path.name}: {error.strerror}"
-    return None
-
-
-def _checksum(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while chunk := file.read(_READ_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _fsync(path: Path) -> None:

@@ -6,19 +6,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from train.checkpoint import (
-    MANIFEST,
-    STATE,
-    chosen,
-    committed,
-    damages,
-    half_done,
-    is_kept_for_good,
-    named,
-    read_json,
-    read_table,
-    run_checkpoints,
-)
+from train.checkpoint import chosen, is_kept_for_good, read_table, run_checkpoints
+from train.checkpoint_folder import MANIFEST, STATE, committed, damages, half_done, named, read_json
 from train.config_file import load_config
 from train.errors import BertmaeError, CheckpointError, UserError
 from train.run_directory import lock

@@ -560,6 +560,12 @@ class Validation(Section):
 
     interval_steps: int = Field(default=1000, gt=0, description="Optimizer steps between two validations.")
     max_rows: int = Field(default=2048, gt=0, description="Most packed rows of the split read in one validation.")
+    samples: int = Field(
+        default=4,
+        ge=0,
+        description="Documents of the split, always the same, whose predictions each validation writes to "
+        "samples.jsonl and to the tab Text of TensorBoard; 0: none.",
+    )
 
 
 class ProbeSet(Section):
@@ -615,6 +621,30 @@ class Logging(Section):
     """When metrics are written."""
 
     interval_steps: int = Field(default=10, gt=0, description="Optimizer steps between two lines of metrics.")
+    writers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        default=("tensorboard",),
+        strict=False,
+        description="What takes the records beside metrics.jsonl, as a list. wandb and mlflow are extras; they get "
+        "their servers and modes from their own variables (WANDB_MODE, MLFLOW_TRACKING_URI).",
+    )
+
+
+class Profile(Section):
+    """Where the time of a few steps goes on rank 0, by torch's profiler: RUN/profile receives a trace and a table of
+    the most expensive operations. The run's result stays the same, bit for bit."""
+
+    start_step: int | None = Field(
+        default=None,
+        gt=0,
+        description="First step in the trace, as metrics.jsonl counts them (null: none). Leave out the first steps of "
+        "a process, which are slower. A start of the run after this step writes no trace.",
+    )
+    steps: int = Field(default=3, gt=0, description="Steps in the trace.")
+    memory: bool = Field(
+        default=False,
+        description="Also write what a GPU's memory held during these steps, and which lines of code asked for it. A "
+        "processor has no such record.",
+    )
 
 
 class Incidents(Section):
@@ -692,6 +722,7 @@ class Config(Section):
     validation: Validation = Field(default=Validation(), description="When the model is measured.")
     probes: Probes = Field(default=Probes(), description="What the frozen encoder is good for.")
     logging: Logging = Field(default=Logging(), description="When metrics are written.")
+    profile: Profile = Field(default=Profile(), description="Where the time of a few steps goes.")
     incidents: Incidents = Field(default=Incidents(), description="Steps at which something went wrong.")
     watchdog: Watchdog = Field(default=Watchdog(), description="When a run that hangs is ended.")
 

@@ -58,7 +58,7 @@ def differences(a: Config, b: Config, sections: Sequence[str]) -> list[tuple[str
     for name in sections:
         if find_field(name.split(".")) is None:
             raise KeyError(name)
-    pairs = zip(_leaves(a.model_dump()), _leaves(b.model_dump()), strict=True)
+    pairs = zip(leaves(a.model_dump()), leaves(b.model_dump()), strict=True)
     return [
         (key, left, right)
         for (key, left), (_, right) in pairs
@@ -77,10 +77,11 @@ def _within(key: str, section: str) -> bool:
     return f"{key}.".startswith(f"{section}.")
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every field of a dumped configuration, in the order of the fields."""
     for name, value in tree.items():
         if isinstance(value, Mapping) and f"{prefix}{name}" in section_classes():
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 

@@ -70,6 +70,8 @@ def _name(annotation: Any) -> str:
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in args)
+    if origin is tuple and get_origin(args[0]) is Literal:
+        return f"list of {_name(args[0])}"
     if origin is tuple and args[-1] is Ellipsis:
         return f"list of {{{', '.join(args[0].model_fields)}}}"
     if origin is tuple:

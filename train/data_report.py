@@ -278,10 +278,8 @@ def _filled(batch: Batch, length: int) -> str:
 def _refuse_damage(config: Config, walk: Walk, legs: Sequence[Leg], damaged: int) -> None:
     """Raise DataError for damage that would end the run, or that was met in the rows shown."""
     lost, rows = sum(leg.lost_rows for leg in legs), sum(sum(leg.rows_K) for leg in legs)
-    share = config.data.max_damaged_share
+    share, first = config.data.max_damaged_share, next(iter(walk.damage.values()), "")
     if is_too_much(lost, rows, share):
-        raise DataError(
-            f"{lost:,} of {rows:,} rows are damaged, above data.max_damaged_share {share}: {walk.damage[0]}"
-        )
+        raise DataError(f"{lost:,} of {rows:,} rows are damaged, above data.max_damaged_share {share}: {first}")
     if damaged:
-        raise DataError(f"{damaged:,} of the rows shown are damaged: {walk.damage[0]}")
+        raise DataError(f"{damaged:,} of the rows shown are damaged: {first}")

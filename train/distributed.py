@@ -54,12 +54,16 @@ class Ranks:
             self.pulse.says(before)
         return [int(value) for value in total.tolist()]
 
+    def of_all(self, value: int) -> list[int]:
+        """A host integer of every rank, in their order, on every rank."""
+        return self.sum([value * (rank == self.rank) for rank in range(self.world_size)])
+
     def gather(self, text: str) -> list[str]:
         """The texts of all ranks, in their order, on every rank."""
         if self.world_size == 1:
             return [text]
         own = torch.tensor(list(text.encode()), dtype=torch.uint8)
-        sizes_R = self.sum([own.numel() * (rank == self.rank) for rank in range(self.world_size)])
+        sizes_R = self.of_all(own.numel())
         longest = max(1, *sizes_R)
         padded_R = [torch.zeros(longest, dtype=torch.uint8) for _ in sizes_R]
         own = torch.cat([own, own.new_zeros(longest - own.numel())])
@@ -145,7 +149,7 @@ def together(ranks: Ranks, action: Callable[[], _Result]) -> _Result:
         result = action()
     except BertmaeError as error:
         failure = error
-    failed = ranks.sum([int(failure is not None and ranks.rank == i) for i in range(ranks.world_size)])
+    failed = ranks.of_all(int(failure is not None))
     if any(failed):
         first = failed.index(1)
         words = [failure.exit_code, str(failure)] if failure else None

@@ -9,7 +9,7 @@ import contextlib
 import io
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -38,15 +38,18 @@ from train.distributed import Ranks
 from train.ds_config import zero_stage
 from train.effective_settings import check_settings, group_settings
 from train.errors import UserError
-from train.layerwise import Layerwise
+from train.gradient_parts import GradientParts, trained
+from train.layerwise import Layerwise, whole
 from train.model.cpu_bf16 import speed_up_bf16_products
 from train.model.documents import Documents
+from train.monitor.step_parts import StepParts
 from train.objectives.objective import HeadSums, Objective
 from train.optimizer import build_optimizer
 from train.snapshot import TABLES, Piece, Snapshot, Tensors
 from train.zero_layout import zero_layout
 
 MOMENTS = TABLES[1:]
+_CLIPPING_EPS = 1e-6  # of DeepSpeed and of torch
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 logger.setLevel(logging.ERROR)
@@ -69,19 +72,28 @@ class Engine:
         self.stage = zero_stage(ds_config)
         self._clipping = config.optimizer.gradient_clipping
         self.gradient_norm: torch.Tensor | float | None = None
+        self.gradient_parts: dict[str, torch.Tensor] = {}  # their norms, in the steps that `measure_parts` asks for
         self.applied = True
+        self.parts = StepParts(ranks.device)
         module.to(ranks.device)
         if ds_config["fp16"]["enabled"] and not get_accelerator().is_fp16_supported():
             raise UserError.agreed("engine.precision fp16: this device has no fp16; use bf16 or fp32")
         optimizer = build_optimizer(module, config)
         groups = group_settings(group for group in optimizer.param_groups if group["params"])
         self._engine = _initialize(module, optimizer, ds_config)
-        if isinstance(optimizer, Layerwise) and self.stage > 0:
-            optimizer.layout = zero_layout(self.module, self._engine.optimizer, self.stage, ranks)
+        parameters = trained(module)
+        if self.stage == 0:
+            layout = whole([*parameters.values()])
+        else:
+            layout = zero_layout(self.module, self._engine.optimizer, self.stage, ranks)
+        if isinstance(optimizer, Layerwise):
+            optimizer.layout = layout
+        self._gradient_parts = GradientParts([*parameters], module.encoder.base_name, layout, optimizer)
         check_settings(self._engine, ds_config, optimizer, groups, self._masters())
         self._scaler = self._engine.optimizer.loss_scaler if ds_config["fp16"]["enabled"] else None
         if self._scaler is not None:
             self._scaler.raise_error_at_min_scale = False  # the trainer counts steps left out in a row, and says it
+            self._let_scale_grow = _growing_later(self._scaler)
         self._zero_moments()
 
     @property
@@ -98,6 +110,10 @@ class Engine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate * group["learning_rate_ratio"]
 
+    def measure_parts(self, wanted: bool) -> None:
+        """Whether the steps that follow measure `gradient_parts`. All ranks say the same."""
+        self._gradient_parts.wanted = wanted
+
     def micro_step(self, batch: Batch, selection: Any, scale_H: torch.Tensor, *, last: bool) -> HeadSums:
         """Forward and backward of one micro-batch with its selection; the last one of a step updates the weights.
 
@@ -107,17 +123,16 @@ class Engine:
         """
         self._engine.set_gradient_accumulation_boundary(last)
         self.ranks.pulse.says("trains")
-        losses_H, hits_H2 = self._engine(batch, selection)
-        loss = (losses_H * scale_H).sum() * self.ranks.world_size
-        self._engine.backward(loss, scale_wrt_gas=False)
-        if last and self.stage == 0:
-            self._guard_stage_0()
-        self._engine.step()
-        if last and self.stage > 0:
-            self.gradient_norm = self._engine.get_global_grad_norm()
-            self.applied = self._engine.was_step_applied()
-            if not self.applied:
-                self._forget_gradients()
+        with self.parts.part("forward"):
+            losses_H, hits_H2 = self._engine(batch, selection)
+            loss = (losses_H * scale_H).sum() * self.ranks.world_size
+        with self.parts.part("backward"):
+            self._engine.backward(loss, scale_wrt_gas=False)
+        with self.parts.part("optimizer"):
+            if last:
+                self._update()
+            else:
+                self._engine.step()
         return losses_H.detach(), hits_H2
 
     @torch.no_grad()
@@ -135,13 +150,23 @@ class Engine:
         another one. Under ZeRO-3 every rank comes here the same number of times.
         """
         self.ranks.pulse.says("encodes the texts of probes")
+        vectors: torch.Tensor = self._instead_of_forward(self.module.vectors, ids_T, documents)
+        return vectors
+
+    @torch.no_grad()
+    def predict(self, batch: Batch, selection: Any) -> tuple[torch.Tensor, ...]:
+        """`Objective.predictions` of one batch, in the same way as `encode`."""
+        self.ranks.pulse.says("predicts held-out tokens")
+        found: tuple[torch.Tensor, ...] = self._instead_of_forward(self.module.predictions, batch, selection)
+        return found
+
+    def _instead_of_forward(self, method: Callable[..., Any], *arguments: Any) -> Any:
         module = self.module
-        module.forward = module.vectors  # type: ignore[method-assign,assignment]
+        module.forward = method  # type: ignore[method-assign]
         try:
-            vectors: torch.Tensor = self._engine(ids_T, documents)
+            return self._engine(*arguments)
         finally:
             del module.forward  # the class has the other
-        return vectors
 
     def eval(self) -> None:
         self._engine.eval()
@@ -267,6 +292,30 @@ class Engine:
             for group in sums:
                 sums[group] = None
 
+    def _update(self) -> None:
+        """DeepSpeed's step at the end of an accumulation, and what is known of the gradient then."""
+        if self.stage == 0:
+            self._guard_stage_0()
+        self._engine.step()
+        if self.stage > 0:
+            self.gradient_norm = self._engine.get_global_grad_norm()
+            self.applied = self._engine.was_step_applied()
+            if not self.applied:
+                self._forget_gradients()
+            elif self._scaler is not None:
+                self._let_scale_grow()
+        self.gradient_parts = self._measured_parts() if self.applied else {}
+
+    def _measured_parts(self) -> dict[str, torch.Tensor]:
+        """The optimizer was given what was unscaled and clipped; the same factor leads back to `gradient_norm`."""
+        if not self._gradient_parts.wanted:
+            return {}
+        norms_P = self._gradient_parts.norms()
+        if self._clipping:
+            total = torch.as_tensor(self.gradient_norm, dtype=norms_P.dtype, device=norms_P.device)
+            norms_P *= ((total + _CLIPPING_EPS) / self._clipping).clamp(min=1)
+        return dict(zip(self._gradient_parts.parts, norms_P, strict=True))
+
     def _guard_stage_0(self) -> None:
         """Norm, clipping and what is not finite: at stage 0 DeepSpeed reports no norm and applies NaN."""
         parameters = [p for p in self.module.parameters() if p.grad is not None]
@@ -278,6 +327,16 @@ class Engine:
                 parameter.grad = None  # and AdamW changes nothing
         elif self._clipping:
             torch.nn.utils.clip_grads_with_norm_(parameters, self._clipping, norm)
+
+
+def _growing_later(scaler: Any) -> Callable[[], None]:
+    """From now on the scaler counts an update that was applied only where the answer is called: at its end.
+
+    DeepSpeed 0.19.8 does so before it unscales the gradients, and divides those of the old scale by the new one.
+    """
+    update_scale = scaler.update_scale
+    scaler.update_scale = lambda overflow: update_scale(overflow) if overflow else None
+    return lambda: update_scale(False)
 
 
 def refuse_ds_config(ds_config: dict[str, Any]) -> None:

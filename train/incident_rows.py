@@ -17,7 +17,8 @@ from train.data.data_set import DataSet
 from train.data.epochs import ONLY_SOURCE, EpochWalk
 from train.data.plan_cache import open_plan
 from train.errors import UserError
-from train.monitor.incidents import FILE, read_incidents
+from train.monitor.events import FILE
+from train.monitor.incidents import read_incidents
 from train.seen_rows import token_names
 from train.training_data import SPLIT, close_stores, local_folders, open_data_sets, packing_rules
 

@@ -50,7 +50,7 @@ def cut(spans: Iterable[tuple[int, int]], device: torch.device) -> list[Block]:
     ]
 
 
-def _whole(parameters: Sequence[torch.Tensor]) -> Layout:
+def whole(parameters: Sequence[torch.Tensor]) -> Layout:
     """Where every tensor is a parameter, and every rank has all of them."""
     blocks = {p: cut([(p.numel(), slot)], p.device) for slot, p in enumerate(parameters)}
     sizes = [*(p.numel() for p in parameters), 1]
@@ -77,7 +77,7 @@ class Layerwise(torch.optim.Optimizer):
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, lr: float, betas: tuple[float, float], eps: float) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
-        self.layout = _whole([p for group in self.param_groups for p in group["params"]])
+        self.layout = whole([p for group in self.param_groups for p in group["params"]])
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from train.checkpoint import MANIFEST, STATE, chosen, read_table, verify
+from train.checkpoint import chosen, read_table
+from train.checkpoint_folder import MANIFEST, STATE, verify
 from train.config_file import load_config
 from train.errors import CheckpointError, UserError
 from train.export import DECODER, ENCODER, encoder_form, write_model

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from tensorboard.compat.proto.summary_pb2 import Summary
 
 from train import distributed, rewind, run_directory
 from train.checkpoint import Checkpoint, finish_commit, load_weights, read_table, resume_point
@@ -29,12 +30,17 @@ from train.errors import StoppedError, UserError
 from train.export import write_missing_export
 from train.flops import batch_flops
 from train.model.pretrained import check_tokenizer, load_pretrained
+from train.monitor import events
 from train.monitor.about_run import about_run
 from train.monitor.arranged import first_page
+from train.monitor.document_lengths import document_lengths
 from train.monitor.incidents import Incidents
+from train.monitor.learning import Learning
 from train.monitor.logs import add_rank_file, log
 from train.monitor.metrics import last_step
 from train.monitor.recorder import Recorder, Writers
+from train.monitor.tensorboard import TensorBoard
+from train.monitor.writers import Writer, open_others
 from train.objectives import build_objective
 from train.ownership import own
 from train.preflight.equality import refuse_differences
@@ -76,8 +82,10 @@ def dry_run(config: Config) -> Iterator[str]:
     yield "Dry run: nothing was trained."
 
 
-def pretrain(config: Config, stop: StopRequest) -> None:
+def pretrain(config: Config, stop: StopRequest, *, find_micro_batch: bool = False) -> None:
     """Train until `run.steps` are done, from the newest checkpoint of the run folder where there is one.
+
+    With `find_micro_batch` batch.micro_batch_size is the fastest that fits, found by trials before.
 
     Raises StoppedError after a request to stop, with a committed checkpoint; UserError, DataError, CheckpointError and
     NonFiniteError as their names say.
@@ -88,7 +96,21 @@ def pretrain(config: Config, stop: StopRequest) -> None:
     with together(ranks, lambda: own(run) if ranks.rank == 0 else nullcontext()):
         together(ranks, lambda: add_rank_file(run, ranks.rank))
         with watch_over(config, ranks, stop):
+            if find_micro_batch:
+                config = _with_found_micro_batch(config, ranks, stop)
             _open_and_go_on(config, ranks, stop)
+
+
+def _with_found_micro_batch(config: Config, ranks: Ranks, stop: StopRequest) -> Config:
+    """Once for a start, also where it goes back later. The run folder is not touched."""
+    folders = local_folders_of_all(config, ranks)
+    sets = together(ranks, lambda: open_data_sets(config, folders))
+    close_stores(sets)
+    manifests = [data_set.manifest for data_set in sets]
+    vocabulary = together(ranks, lambda: load_vocabulary(*manifests, shares=token_shares(config)))
+    from train.estimate.find_micro_batch import find_micro_batch
+
+    return find_micro_batch(config, ranks, vocabulary, lambda: _stop_early(config, ranks, stop))
 
 
 def _open_and_go_on(config: Config, ranks: Ranks, stop: StopRequest) -> None:
@@ -117,8 +139,7 @@ def _stop_early(config: Config, ranks: Ranks, stop: StopRequest) -> None:
 
     Ranks whose launcher was killed let go of the run folder here, before they load what they would not use.
     """
-    own = stop.code()
-    codes_R = ranks.sum([own * (rank == ranks.rank) for rank in range(ranks.world_size)])
+    codes_R = ranks.of_all(stop.code())
     if any(codes_R):
         why = who_asked(codes_R, config.run.max_minutes)
         raise StoppedError.agreed(f"stopped before the first step ({why}); the same command goes on")
@@ -167,6 +188,8 @@ def _resume(config: Config, ranks: Ranks, run: Path, ds_config: dict[str, Any], 
         if not begun:
             rewind.forget(run)
         changes = run_directory.settle(run, config, ds_config, tokenizer, begun=begun)
+        for problem in problems:
+            events.append(run, found.step if found else 0, "checkpoint fallback", f"not used: {problem}")
         chosen = None if found is None else {"path": str(found.path), "state": found.state}
         if found is not None:
             write_missing_export(config, found)
@@ -245,6 +268,7 @@ def _train(
     # DeepSpeed takes seconds to import; a mistyped path should not wait for it.
     from train.engine import MOMENTS, Engine
     from train.probes.in_run import RunProbes
+    from train.sampling import Samples
     from train.training import Position, Training
     from train.validation import open_held_out
 
@@ -280,28 +304,49 @@ def _train(
         position = Position.of(resume.state, stream.cursor)
         log.info("Going on from %s (step %d, %s tokens seen).", resume.path, resume.step, f"{position.tokens_seen:,}")
     ranks.pulse.start.done("engine")
+    run = Path(config.run.directory)
     unfinished = resume.state.get("unfinished") if resume else None  # record of the last step, without its validation
     written = position.step - (unfinished is not None)
-    seen, heads = position.tokens_seen, module.heads
-    writers = together(ranks, lambda: _writers(config, written, seen, heads) if ranks.rank == 0 else None)
+    seen, scaled = position.tokens_seen, config.engine.precision == "fp16"
+    page = first_page(module.heads, is_scaled=scaled, is_shared=ranks.world_size > 1)
+    beside = open_others(config.logging.writers, run, config.model_dump(mode="json")) if ranks.rank == 0 else []
+    writers = together(ranks, lambda: open_writers(config, written, seen, page, beside) if ranks.rank == 0 else None)
+    if writers and not written:
+        writers.show(document_lengths([plan for _, _, plan in stream.walk.plans]))
     peak = peak_tflops(ranks.device, config.engine.precision)
-    recorder = Recorder(ranks, module.heads, module.weights(), writers, peak_tflops=peak, held=unfinished)
+    parts = engine.parts
+    recorder = Recorder(ranks, module.heads, module.weights(), writers, parts=parts, peak_tflops=peak, held=unfinished)
+    if writers and resume:
+        kind, why = ("restart", "a worker had failed; ") if distributed.starts_before() else ("resume", "")
+        writers.tell(position.step, kind, f"{why}start {writers.goodput.starts} goes on from {resume.path.name}")
     held_out = together(ranks, lambda: [open_held_out(data_set, config, ranks) for data_set in sets])
     incidents = Incidents(config, ranks, stream.walk, resume.state.get("loss_watch", {}) if resume else {})
     try:
         measured = [rows for rows in held_out if rows]
-        Training(config, ranks, measured, engine, stream, recorder, position, incidents, probes).run_to_end(stop)
+        judge = Learning(vocabulary.unigram_entropy, config.schedule.warmup_steps)
+        samples = Samples(config, ranks, measured, sets[0].manifest, writers)
+        training = Training(
+            config, ranks, measured, engine, stream, recorder, position, incidents, probes, samples, judge
+        )
+        training.run_to_end(stop)
     except rewind.GoBack:
         recorder.close()
         engine.dispose()
         raise
     finally:
         incidents.close()
+        for writer in beside:
+            writer.close()
 
 
-def _writers(config: Config, resume_step: int, tokens_seen: int, heads: tuple[str, ...]) -> Writers:
-    writers = Writers.open(Path(config.run.directory), config.run.steps, resume_step, tokens_seen)
-    for summary in about_run(config):
-        writers.curves.summary(summary)
-    writers.curves.summary(first_page(heads, is_scaled=config.engine.precision == "fp16"))
-    return writers
+def open_writers(
+    config: Config, resume_step: int, tokens_seen: int, page: Summary, beside: Sequence[Writer]
+) -> Writers:
+    """Rank 0's files; TensorBoard begins with what the run is and how its first page is arranged."""
+    run, others = Path(config.run.directory), [*beside]
+    if "tensorboard" in config.logging.writers:
+        board = TensorBoard(run / "tensorboard", resume_step, tokens_seen)
+        for summary in (*about_run(config), page):
+            board.by_steps.summary(summary)
+        others.append(board)
+    return Writers.open(run, config.run.steps, resume_step, tokens_seen, others)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.durable import write_whole, writing
-from train.checkpoint import MANIFEST, STATE, committed, named, read_json, verify
+from train.checkpoint_folder import MANIFEST, STATE, committed, named, read_json, verify
 from train.errors import UserError
 from train.monitor.logs import log
 from train.monitor.spikes import Spike

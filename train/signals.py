@@ -24,6 +24,7 @@ LAUNCHER = "BERTMAE_LAUNCHER"  # the variable that holds the process of `launch`
 _STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _FILE, _TIME = "file stop", "time"
 _REASONS = (*(number.name for number in _STOP), _FILE, _TIME)  # a rank sends 1 + the index of its reason
+_LAUNCHERS = {LAUNCHER, "TORCHELASTIC_RUN_ID", "SLURM_PROCID", "PMI_RANK", "OMPI_COMM_WORLD_RANK"}
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
 _LOOK_EVERY = 1.0  # seconds
 
@@ -50,8 +51,9 @@ class StopRequest:
         threading.Thread(target=self._listen, args=(heard,), name="signals", daemon=True).start()
         for number in _STOP:
             signal.signal(number, lambda *_: None)
-        if sys.platform == "linux":
+        if sys.platform == "linux" and _LAUNCHERS & os.environ.keys():
             # Where torchrun is killed its workers would train on alone, and hold the run folder against a new start.
+            # Below a shell it is otherwise: what `nohup` began goes on when the shell ends.
             ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
             if os.environ.get(LAUNCHER, str(os.getppid())) != str(os.getppid()):
                 self.reason = signal.SIGTERM.name  # it was killed before: no signal comes any more

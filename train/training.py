@@ -20,7 +20,7 @@ from data_pipeline.durable import writing
 from train.checkpoint import lowest_loss, save_checkpoint
 from train.config import Config
 from train.data.batch import Batch
-from train.data.damage import is_too_much
+from train.data.damage import damaged_blocks, is_too_much
 from train.data.held_out import HeldOutRows
 from train.data.order import Cursor
 from train.data.stream import TrainStream
@@ -29,8 +29,10 @@ from train.engine import Engine
 from train.errors import BertmaeError, DataError, NonFiniteError, StoppedError
 from train.export import EncoderForm, encoder_form, export_step, is_export_step
 from train.monitor.incidents import Incidents
+from train.monitor.learning import Learning
 from train.monitor.logs import log
 from train.monitor.metrics import newest_first
+from train.monitor.profile import Window
 from train.monitor.progress import duration
 from train.monitor.recorder import Record, Recorder, StepSums
 from train.objectives.rng import hash_integers
@@ -39,6 +41,7 @@ from train.ownership import refuse_another
 from train.probes.in_run import RunProbes
 from train.provenance import provenance
 from train.rewind import GoBack, decide, last_applied
+from train.sampling import Samples
 from train.saving import Saves
 from train.signals import SAVE_FILE, STOP_FILE, StopRequest, who_asked
 from train.snapshot import Snapshot, own_group
@@ -93,19 +96,24 @@ class Training:
     position: Position
     incidents: Incidents
     probes: RunProbes
+    samples: Samples
+    learning: Learning
     saved_step: int = -1  # of the newest checkpoint, committed or under way
     saves: Saves = field(default_factory=Saves)
     snapshot: Snapshot = field(init=False)
+    window: Window = field(init=False)
     _form: EncoderForm | None = None  # of what checkpoint.export_every writes
     _is_save_time: bool = False  # checkpoint.interval_minutes are over, as rank 0's clock says
     _notes: dict[str, float] = field(default_factory=dict)  # for the record of this step, beside its sums
     _ahead: Prepared | None = None
+    _damaged_blocks: int = 0  # that this start met
     _save_asked: bool = False  # at the step just done, by any rank
     _is_validation_due: bool = False  # of the step just done: a request to stop has cut it short
 
     def __post_init__(self) -> None:
         self._is_validation_due = self.recorder.held is not None
         self.snapshot = Snapshot(self.ranks, own_group(self.ranks))
+        self.window = Window(self.config.profile, Path(self.config.run.directory), self.ranks)
 
     def run_to_end(self, stop: StopRequest) -> None:
         """Train to the last step, or to the step at which the ranks agree to stop.
@@ -113,13 +121,14 @@ class Training:
         Raises StoppedError, NonFiniteError after too many updates in a row that could not be applied, and GoBack where
         the run goes on from an earlier checkpoint. A checkpoint under way is finished first, however the run ends.
         """
-        with closing(self.saves):
+        with closing(self.saves), closing(self.window):
             self._run(stop)
 
     def _run(self, stop: StopRequest) -> None:
         config, position = self.config, self.position
         began, first_step = time.perf_counter(), position.step
         self.recorder.begin(stop.started)
+        self._damaged_blocks = damaged_blocks(self.ranks, self.stream.walk)  # those that no row could be planned of
         if self.ranks.rank == 0:
             stop.watch(Path(config.run.directory), config.run.max_minutes)
             if config.checkpoint.export_every:
@@ -136,8 +145,10 @@ class Training:
         elif first_step == 0:
             self._probe_start(stop)
         while not self._is_over():
+            self.window.before(position.step + 1)
             if not self.step(stop):
                 self._stop(stop)
+            self.window.after(position.step)
             if sentence := self.ranks.pulse.start.end("first step"):
                 log.info(sentence)
             last = self._is_over()
@@ -147,7 +158,7 @@ class Training:
                 self.save()
             if self._save_asked:
                 self._save_as_asked(stop)
-            if self._notes or position.step % config.logging.interval_steps == 0:
+            if self._notes or self._is_logged(position.step):
                 self._flush()
         if self._is_validation_due:
             self._stop(stop)
@@ -179,9 +190,15 @@ class Training:
         if asked:
             return False
         self._refuse_much_damage(rows, damaged)
+        if damaged and not self.position.damaged_rows:
+            words = "%d rows of the next batch are in damaged blocks, which log-rank*.txt name; damaged_rows counts on"
+            self._tell("damaged rows", words % damaged)
+        if damaged:
+            self._damaged_blocks = damaged_blocks(self.ranks, self.stream.walk)
         rate = learning_rate(self.position.step, self.config)
         self.engine.set_learning_rate(rate)
         _seed_dropout(self.config.run.seed, self.position.step, self.ranks.rank)
+        self.engine.measure_parts(self._is_logged(self.position.step + 1))
         losses_AH, hits_H2 = self._micro_steps(prepared, targets)
         self._advance(cursor, tokens, rows, damaged)
         self._remember(prepared, losses_AH)
@@ -191,23 +208,26 @@ class Training:
             **self.stream.walk.progress(cursor),
             "skipped_updates": self.position.skipped_updates,
             "damaged_rows": self.position.damaged_rows,
+            "damaged_blocks": self._damaged_blocks,
             "padding_share": round(1 - tokens / most_tokens_at(self.config, self.position.step - 1), 5),
         }
         if scale := self.engine.loss_scale:
             others["loss_scale"] = scale["cur_scale"]
-        norm = self.engine.gradient_norm
+        norm, parts = self.engine.gradient_norm, self.engine.gradient_parts
         losses_H = losses_AH.double().sum(0)
-        sums = StepSums(self.position.step, losses_H, hits_H2, tuple(targets), tokens, waited, norm, others, flops)
+        step = self.position.step
+        sums = StepSums(step, losses_H, hits_H2, tuple(targets), tokens, waited, norm, others, flops, parts)
         self.recorder.add(sums)
         self._refuse_to_skip_for_ever()
         return True
 
     def _stop(self, stop: StopRequest) -> NoReturn:
         """Say who asked, save, and raise StoppedError. Files that asked are gone then: the next start goes on."""
-        own = stop.code()
-        codes_R = self.ranks.sum([own * (rank == self.ranks.rank) for rank in range(self.ranks.world_size)])
+        codes_R = self.ranks.of_all(stop.code())
         why = who_asked(codes_R, self.config.run.max_minutes)
         log.info("step %d: asked to stop (%s)", self.position.step, why)
+        if self.recorder.writers:
+            self.recorder.writers.tell(self.position.step, "stop", f"asked to stop ({why})")
         self._save_whole()
         self._remove(stop, SAVE_FILE)
         self._remove(stop, STOP_FILE)
@@ -249,6 +269,10 @@ class Training:
 
         together(self.ranks, end)
 
+    def _is_logged(self, step: int) -> bool:
+        """Whether a log interval ends with this step."""
+        return step % self.config.logging.interval_steps == 0
+
     def _is_measured(self) -> bool:
         """Whether a validation or the probes are due at the step just done."""
         return self._is_validated() or self.probes.are_due(self.position.step, last=self._is_over())
@@ -285,9 +309,12 @@ class Training:
             found = validate(self.engine, self.held_out, self.ranks, stop)
             if found is None:
                 return None
-            record |= found
+            record |= found | self.learning.frequencies(found)
             words = [f"{head} loss {found[f'validation_{head}_loss']:.4f}" for head in self.recorder.heads]
             log.info("step %d: held-out %s", self.position.step, ", ".join(words))
+            for kind, sentence in self.learning.judge(self.position.step, found):
+                self._tell(kind, sentence)
+            self.samples.write(self.engine, self.position.step, stop)
         if self.probes.are_due(self.position.step, last=self._is_over()):
             found = self._probed(stop)
             if found is None:
@@ -356,6 +383,8 @@ class Training:
         step, path = ended
         if path is not None:
             log.info("step %d: checkpoint committed at %s", step, path)
+            if self.recorder.writers:
+                self.recorder.writers.progress.saved_step = step
             return
         self.saved_step = -1
         log.warning(
@@ -417,6 +446,12 @@ class Training:
         if self._form and is_export_step(self.config, state["step"]):
             export_step(self.config, self._form, state, tables["model"])
         return str(path)
+
+    def _tell(self, kind: str, words: str) -> None:
+        """A warning that the run's incidents keep."""
+        log.warning("step %d: %s: %s", self.position.step, kind, words)
+        if self.recorder.writers:
+            self.recorder.writers.tell(self.position.step, kind, words)
 
     @property
     def _folder(self) -> Path:
@@ -505,11 +540,11 @@ class Training:
 
     def _name_damage(self, rows: str) -> None:
         """Raise the DataError on a rank that met damage; the other ranks hear of it."""
-        if self.stream.walk.damage:
+        if damage := [*self.stream.walk.damage.values()]:
             share, logs = self.config.data.max_damaged_share, f"{self.config.run.directory}/log-rank*.txt"
             raise DataError(
                 f"{rows} are in damaged blocks, above data.max_damaged_share {share} ({logs} name all), the first: "
-                f"{self.stream.walk.damage[0]}; then the same command goes on"
+                f"{damage[0]}; then the same command goes on"
             )
 
     def _is_over(self) -> bool:

@@ -29,14 +29,16 @@ from train.data.remote import is_remote
 from train.distributed import Ranks
 from train.errors import StoppedError, UserError
 from train.launch import tell_launch
+from train.monitor import events
 from train.monitor.logs import log
 from train.pulse import WAITING
 from train.rank_news import News, open_store
 from train.rank_states import RankState, sentence
 from train.signals import STOP_FILE, StopRequest, who_asked
 
-_LAST_WORDS = 3.0  # seconds for all ranks to write their stacks
-_PATIENCE = 10.0  # seconds after which a rank ends without last words: its disk may be what hangs
+_LAST_WORDS = 8.0  # seconds for all ranks to write their stacks
+_PATIENCE = 15.0  # seconds after which a rank ends without last words: its disk may be what hangs
+_LOCKED = 20.0  # seconds after the limit: a thread that still has not looked waits for the interpreter's lock
 _EXIT_CODE = 1
 _FIRST_STEP = 4.0  # seconds in which a first step may end by itself after a request to stop
 
@@ -132,7 +134,7 @@ class Watchdog:
 
     def _look(self, limit: float) -> None:
         # Where some library holds the interpreter's lock for ever, this thread stands still too; that timer does not.
-        faulthandler.dump_traceback_later(limit + max(5.0, limit / 10), exit=True, file=self._file)
+        faulthandler.dump_traceback_later(limit + max(_LOCKED, limit / 10), exit=True, file=self._file)
         self._look_at_helper()
         if self._news:
             self._news.wants_all = self._age() > limit / 2
@@ -162,7 +164,7 @@ class Watchdog:
         return Verdict(self._ranks.rank, StoppedError.exit_code, words)
 
     def _end_as_asked(self, verdict: Verdict) -> NoReturn:
-        self._say(verdict.rank, verdict.words)
+        self._say(verdict.rank, verdict.words, "stop")
         code = tell_launch(verdict.code)
         if self._ranks.rank == 0:
             with suppress(UserError):  # then the next start says that it cannot be removed
@@ -219,7 +221,7 @@ class Watchdog:
         if self._news:
             self._wait_for_others(self._news)
             verdict = self._verdict() or verdict
-        self._say(verdict.rank, verdict.words)
+        self._say(verdict.rank, verdict.words, "hang")
         os._exit(verdict.code)
 
     def _wake(self, states: list[RankState]) -> None:
@@ -238,10 +240,11 @@ class Watchdog:
         if self._ranks.rank == 0:
             time.sleep(2 * news.tick)
 
-    def _say(self, speaker: int, text: str) -> None:
+    def _say(self, speaker: int, text: str, kind: str) -> None:
         """In every log, and on the terminal by the rank that saw it first."""
         if self._ranks.rank == speaker:
             os.write(2, f"\nbertmae: {text}\n".encode())
+            events.append(self._run, self._pulse.step or 0, kind, text)
         self._write(text)
 
     def _write(self, text: str, more: bytes = b"") -> None:

@@ -121,9 +121,9 @@ class EpochWalk:
         return self._ahead[cursor, share]
 
     @property
-    def damage(self) -> list[str]:
-        """What was wrong with the damaged blocks that this rank met so far."""
-        return list(self.reader.damage.values())
+    def damage(self) -> dict[str, str]:
+        """What was wrong with the damaged blocks that this rank met so far, by names that are the same on all ranks."""
+        return {f"{self._manifest.identity}/{number}": words for number, words in dict(self.reader.damage).items()}
 
     def progress(self, cursor: Cursor) -> dict[str, float]:
         """Epochs done, for the metrics."""

@@ -117,9 +117,10 @@ class MixtureWalk:
         ]
 
     @property
-    def damage(self) -> list[str]:
-        """What was wrong with the damaged blocks that this rank met so far."""
-        return [words for stage in self._stages for source in stage.sources_K for words in source.damage]
+    def damage(self) -> dict[str, str]:
+        """What was wrong with the damaged blocks that this rank met so far, by names that all ranks share."""
+        sources = [source for stage in self._stages for source in stage.sources_K]
+        return {block: words for source in sources for block, words in source.damage.items()}
 
     def progress(self, cursor: Cursor) -> dict[str, float]:
         """Epochs done of each source, for the metrics."""

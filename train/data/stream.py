@@ -48,8 +48,8 @@ class Walk(Protocol):
         """(name, share of all rows read, plan) of each data set."""
 
     @property
-    def damage(self) -> list[str]:
-        """What was wrong with the damaged blocks that this rank met so far."""
+    def damage(self) -> dict[str, str]:
+        """What was wrong with the damaged blocks that this rank met so far, by names that are the same on all ranks."""
 
     def row_names(self, row_ids_N: Indices, epoch: int, cursor: Cursor) -> list[str]:
         """SOURCE/EPOCH/ROW of rows (no fillers) of a batch of `epoch`, `cursor` being where its step ended."""

@@ -41,6 +41,11 @@ class Encoder(nn.Module):
         return int(self.masked_lm.config.hidden_size)
 
     @property
+    def base_name(self) -> str:
+        """What transformers calls the part of the model that is below its head."""
+        return str(self.masked_lm.base_model_prefix)
+
+    @property
     def embedding_VD(self) -> torch.Tensor:
         """The token embedding, as a rule tied to the vocabulary projection; its spare rows included."""
         return self.masked_lm.get_input_embeddings().weight  # type: ignore[no-any-return]

@@ -16,35 +16,44 @@ _SPEED = {
     "tokens/s": ["speed/tokens_per_second$", "speed/tokens_per_second_per_device$"],
     "TFLOP/s of each device": ["speed/tflops_per_second"],
     "MFU": ["speed/mfu"],
-    "seconds of a step": ["speed/step_seconds", "speed/data_wait_seconds", "speed/checkpoint_seconds"],
+    "seconds of a step and its parts": [
+        "speed/step_seconds",
+        "speed/data_wait_seconds",
+        "speed/forward_seconds",
+        "speed/backward_seconds",
+        "speed/optimizer_seconds",
+        "speed/checkpoint_seconds",
+    ],
     "memory in GB: peak, reserved": ["memory/"],
 }
 _PROGRESS = {
     "tokens seen": ["progress/tokens_seen"],
-    "epoch of each source": ["progress/epoch"],
+    "epoch of each source": ["progress/epoch", "epoch/"],
+    "mask rate: share of the tokens that each head predicts": ["masks/"],
     "padding: share of the rows' room that no token takes": ["data/padding_share"],
-    "damaged rows": ["progress/damaged_rows"],
+    "quarantined: damaged blocks, and rows of them": ["progress/damaged_blocks", "progress/damaged_rows"],
 }
 _HEALTH = {
     "goodput": ["goodput/goodput"],
     "seconds since the first start": ["goodput/.*_seconds_total"],
-    "starts of the run": ["goodput/starts"],
-    "updates left out": ["optimizer/skipped_updates"],
+    "restarts: starts of the run, with the first": ["goodput/starts"],
+    "skipped steps: updates left out": ["optimizer/skipped_updates"],
 }
 
 
-def first_page(heads: Sequence[str], *, is_scaled: bool) -> Summary:
-    """The page of a run whose objective has these heads; `is_scaled` where fp16 scales the loss."""
+def first_page(heads: Sequence[str], *, is_scaled: bool, is_shared: bool) -> Summary:
+    """The page of a run with these heads; `is_scaled`: fp16 scales the loss, `is_shared`: several ranks."""
     scale = {"loss scale": ["other/loss_scale"]} if is_scaled else {}
+    compared = {"data and forward over the ranks, in seconds of a step": ["ranks/.*_seconds"]} if is_shared else {}
     page = {
         "Learning": _learning(heads, ""),
         "Optimizer": {
             "learning rate": ["optimizer/learning_rate"],
             "gradient norm": ["optimizer/grad_norm"],
+            "gradient norm of each part": ["grad_norm/"],
             **scale,
-            "share of the tokens that is predicted": [".*_target_share"],
         },
-        "Speed": _SPEED,
+        "Speed": _SPEED | compared,
         "Data": _PROGRESS,
         "Health": _HEALTH,
         "Learning, by tokens seen": _learning(heads, BY_TOKENS),

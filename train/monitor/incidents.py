@@ -1,4 +1,4 @@
-"""RUN/incidents.jsonl: steps at which something went wrong, and the rows of their global batches.
+"""Steps at which something went wrong, and the rows of their global batches: those lines of RUN/incidents.jsonl.
 
 One JSON object a line: {"time", "step", "kind", "rows", "sequence_length", "epoch", ...}; rows are SOURCE/EPOCH/ROW.
 
@@ -28,12 +28,12 @@ from train.data.order import FILLER_ROW, Cursor
 from train.data.stream import Walk
 from train.distributed import Ranks
 from train.errors import UserError
+from train.monitor.events import FILE, is_torn
+from train.monitor.events import read as read_all
 from train.monitor.growing import GrowingFile
 from train.monitor.logs import log
 from train.monitor.spikes import Spike, SpikeRule
 from train.training_data import length_at, stretches
-
-FILE = "incidents.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,7 @@ class Incidents:
         self._read: dict[int, _StepRead] = {}  # by step, until its loss was judged
         self._path = Path(config.run.directory) / FILE
         self._file: GrowingFile | None = None
+        self._left_out_at = -1
         self._changes = {start for start, _ in stretches(config)}
         self._changes |= {at.step for at in config.objective.mask_ratio_at}
 
@@ -73,7 +74,9 @@ class Incidents:
         [flagged] = self._ranks.sum([sum(flags_A)])
         if flagged or not loss_scale or loss_scale <= 1:
             names = self._write(step, "non-finite update", {}, flags_A)
-            log.warning("step %d: %s", step, names)
+            if step != self._left_out_at + 1:  # of many in a row the first is enough
+                log.warning("step %d: %s", step, names)
+            self._left_out_at = step
 
     def judge(self, losses: Iterable[tuple[int, float]]) -> list[Spike]:
         """The spikes among the total losses of the next steps, given as (step, loss); they are written down."""
@@ -118,7 +121,7 @@ class Incidents:
         try:
             if self._file is None:
                 # What a killed process left of its last line ends here.
-                torn = self._path.exists() and not self._path.read_bytes().endswith(b"\n")
+                torn = self._path.exists() and is_torn(self._path)
                 self._file = GrowingFile(self._path)
                 line = b"\n" + line if torn else line
         except (OSError, UserError) as error:
@@ -128,20 +131,8 @@ class Incidents:
 
 
 def read_incidents(path: Path) -> list[dict[str, Any]]:
-    """The records of an incidents file, torn lines left out. Raises UserError where there is no such file."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    return [record for line in lines if (record := _parse(line)) is not None]
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) and {"step", "kind", "rows"} <= record.keys() else None
+    """Those that have rows. Raises UserError where there is no such file."""
+    return [record for record in read_all(path) if "rows" in record]
 
 
 def _of_all_ranks(
@@ -151,7 +142,7 @@ def _of_all_ranks(
     own = [np.unique(ids_D[ids_D != FILLER_ROW].numpy()) for ids_D in row_ids_A]
     flags = [np.full(len(ids), flag) for ids, flag in zip(own, flags_A, strict=True)]
     count = sum(len(ids) for ids in own)
-    counts_R = ranks.sum([count * (rank == ranks.rank) for rank in range(ranks.world_size)])
+    counts_R = ranks.of_all(count)
     before = sum(counts_R[: ranks.rank])
     both_2N = np.zeros((2, sum(counts_R)), dtype=np.int64)
     both_2N[:, before : before + count] = np.concatenate(own), np.concatenate(flags)

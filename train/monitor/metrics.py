@@ -53,14 +53,20 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
     Raises UserError where it cannot be read.
     """
+    return list(each_record(path))
+
+
+def each_record(path: Path) -> Iterator[dict[str, Any]]:
+    """The same one after the other: those of a million steps together would take gigabytes."""
     if not path.exists():
-        return []
+        return
     try:
         with path.open("rb") as file:
-            parsed = [_parse(line) for line in file]
+            for line in file:
+                if (record := _parse(line)) is not None:
+                    yield record
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    return [record for record in parsed if record is not None]
 
 
 def newest_first(path: Path) -> Iterator[dict[str, Any]]:

@@ -15,6 +15,7 @@ class Progress:
 
     def __init__(self, steps: int, first_step: int, rank: int) -> None:
         self._steps = steps
+        self.saved_step: int | None = None  # of the newest checkpoint of this start
         shown = rank == 0 and sys.stderr.isatty()
         self._bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True) if shown else None
 
@@ -24,7 +25,8 @@ class Progress:
             left = (self._steps - step) * record["step_seconds"]
             log.info("step %d of %d  loss %.4f  %.0f tokens/s  %s left", step, self._steps, loss, speed, duration(left))
             return
-        self._bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} tokens/s", refresh=False)
+        saved = "" if self.saved_step is None else f", saved {self.saved_step}"
+        self._bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} tokens/s{saved}", refresh=False)
         self._bar.update(step - self._bar.n)
 
     def close(self) -> None:

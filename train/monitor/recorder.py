@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard.summary import text
 
 from train.distributed import Ranks
+from train.monitor.events import Unread, append, page
 from train.monitor.goodput import Goodput
 from train.monitor.logs import log
 from train.monitor.memory import memory_peaks
 from train.monitor.metrics import MetricsFile
 from train.monitor.progress import Progress
-from train.monitor.tensorboard import Curves
+from train.monitor.slow_ranks import SlowRanks
+from train.monitor.step_parts import StepParts
+from train.monitor.tensorboard import TensorBoard
+from train.monitor.writers import Writer
 
 Record = dict[str, float]
 _LARGEST = 700.0  # nats: the exponential of more is no number
@@ -39,13 +45,17 @@ class StepSums:
     grad_norm: torch.Tensor | float | None
     others: Mapping[str, float]  # already known on the host
     flops: int = 0  # of all ranks (train/flops.py)
+    grad_norm_parts: Mapping[str, torch.Tensor] = field(default_factory=dict)  # in steps that measure it
 
 
 def head_metrics(heads: tuple[str, ...], sums_H3: list[list[float]], targets_H: tuple[int, ...]) -> Record:
-    """Mean loss and accuracy of each head, and the accuracy of always guessing the most frequent token."""
+    """Mean loss and accuracy of each head, and the accuracy of always guessing the most frequent token.
+
+    The mean over no target is no number: a loss of 0 would look like one.
+    """
     record: Record = {}
     for head, (loss, hits, frequent), targets in zip(heads, sums_H3, targets_H, strict=True):
-        many = max(1, targets)
+        many = targets or math.nan
         record |= {f"{head}_loss": loss / many, f"{head}_accuracy": hits / many}
         record |= {f"{head}_perplexity": math.exp(min(loss / many, _LARGEST)), f"{head}_targets": targets}
         record[f"{head}_most_frequent_accuracy"] = frequent / many
@@ -53,8 +63,9 @@ def head_metrics(heads: tuple[str, ...], sums_H3: list[list[float]], targets_H: 
 
 
 def total_loss(record: Mapping[str, float], heads: tuple[str, ...], weights: tuple[float, ...]) -> float:
-    """What is minimised: the weighted sum of the heads' mean losses."""
-    return sum(weight * record[f"{head}_loss"] for head, weight in zip(heads, weights, strict=True))
+    """What is minimised: the weighted sum of the mean losses of the heads that have targets; no number without any."""
+    terms = [w * record[f"{head}_loss"] for head, w in zip(heads, weights, strict=True) if record[f"{head}_targets"]]
+    return sum(terms) if terms else math.nan
 
 
 def summed(sums: list[tuple[torch.Tensor, torch.Tensor]], ranks: Ranks) -> list[list[list[float]]]:
@@ -71,36 +82,64 @@ class Writers:
     """Rank 0's files and terminal."""
 
     metrics: MetricsFile
-    curves: Curves
-    curves_by_tokens: Curves
+    samples: MetricsFile  # train/monitor/samples.py
+    others: list[Writer]
     progress: Progress
     goodput: Goodput
+    run: Path
+    unread: Unread
 
     @classmethod
-    def open(cls, run: Path, steps: int, resume_step: int, tokens_seen: int) -> Writers:
-        """Go on from a step, and the tokens seen until then."""
+    def open(
+        cls, run: Path, steps: int, resume_step: int, tokens_seen: int, others: Sequence[Writer] | None = None
+    ) -> Writers:
+        """Go on from a step, and the tokens seen until then; TensorBoard alone stands beside unless `others` do."""
         metrics = MetricsFile(run / "metrics.jsonl", resume_step)
+        samples = MetricsFile(run / "samples.jsonl", resume_step)
         goodput = Goodput.open(run / "goodput.json", resume_step, metrics.cut)
-        folder = run / "tensorboard"
-        curves, by_tokens = Curves(folder, resume_step), Curves(folder / "by_tokens", tokens_seen)
-        return cls(metrics, curves, by_tokens, Progress(steps, resume_step, rank=0), goodput)
+        if others is None:
+            others = [TensorBoard(run / "tensorboard", resume_step, tokens_seen)]
+        return cls(metrics, samples, list(others), Progress(steps, resume_step, rank=0), goodput, run, Unread(run))
 
     def write(self, records: list[Record]) -> None:
         self.goodput.step = int(records[-1]["step"])
         records[-1] |= self.goodput.so_far()
-        for record in records:
-            self.metrics.write(record)
-            self.curves.write(record)
-            self.curves_by_tokens.write_by_tokens(record)
+        for record in records[:-1]:
+            self.write_one(record)
+        self.write_one(records[-1], self._happened(int(records[-1]["step"])))
         self.progress.show(records[-1])
+
+    def tell(self, step: int, kind: str, words: str) -> None:
+        """Something happened to the run; the next record written has it, too."""
+        append(self.run, step, kind, words)
+
+    def _happened(self, step: int) -> dict[str, str]:
+        """What the record says of new incidents; TensorBoard has all of them on one page, renewed with each."""
+        if not (new := self.unread.look()):
+            return {}
+        self.show(text("incidents", page(self.run)), step)
+        return {"incident": "; ".join(new)}
+
+    def write_one(self, record: Record, words: Mapping[str, str] | None = None) -> None:
+        self.metrics.write(record | dict(words or {}))
+        for writer in self.others:
+            writer.write(record)
+
+    def show(self, summary: Summary, step: int = 0) -> None:
+        """No record: for TensorBoard alone, where it is among the writers; at step 0 what belongs to no step."""
+        for writer in self.others:
+            if isinstance(writer, TensorBoard):
+                writer.by_steps.summary(summary, step)
 
     def sync(self) -> None:
         self.metrics.sync()
+        self.samples.sync()
 
     def close(self) -> None:
         self.metrics.close()
-        self.curves.close()
-        self.curves_by_tokens.close()
+        self.samples.close()
+        for writer in self.others:
+            writer.close()
         self.progress.close()
 
 
@@ -112,6 +151,7 @@ class Recorder:
     heads: tuple[str, ...]
     weights: tuple[float, ...]
     writers: Writers | None
+    parts: StepParts | None = None  # of the engine's steps
     peak_tflops: float | None = None  # of a device in the precision of the run, where it is known
     last: Record = field(default_factory=dict)
     held: Record | None = None  # of the last step, not written yet: its validation was cut short
@@ -119,7 +159,11 @@ class Recorder:
     _read: list[list[list[float]]] = field(default_factory=list)  # sums of the first of them over all ranks
     _since: float = field(default_factory=time.perf_counter)
     _until: float | None = None
+    _slow: SlowRanks = field(init=False)
     _impossible: bool = False  # whether more than the peak was measured once
+
+    def __post_init__(self) -> None:
+        self._slow = SlowRanks(self.ranks)
 
     def add(self, sums: StepSums) -> None:
         self._pending.append(sums)
@@ -143,8 +187,7 @@ class Recorder:
         """What was measured before the first step, as a record of step 0."""
         if self.writers:
             record = {"step": 0, **measured}
-            self.writers.metrics.write(record)
-            self.writers.curves.write(record)
+            self.writers.write_one(record)
 
     def go_on(self) -> None:
         """What follows is training; how the time was spent until here is safe on the disk."""
@@ -188,11 +231,25 @@ class Recorder:
         times |= self._utilisation(now - self._since)
         pairs = zip(self._pending, self._read, strict=True)
         records = [self._record(sums, sums_H3) | times for sums, sums_H3 in pairs]
-        records[-1] |= memory_peaks(self.ranks.device)
+        records[-1] |= memory_peaks(self.ranks.device) | self._work()
         self._pending.clear()
         self._read.clear()
         self._since = now
         return records
+
+    def _work(self) -> Record:
+        """Seconds of a step's parts on this rank, and how the ranks' own work compares: all ranks come here."""
+        if self.parts is None:
+            return {}
+        steps, seconds = len(self._pending), self.parts.take()
+        waited = sum(sums.data_wait_seconds for sums in self._pending)
+        compared, sentence = self._slow.measure((waited + seconds["forward"]) / steps)
+        if sentence:
+            step = self._pending[-1].step
+            log.warning("step %d: %s", step, sentence)
+            if self.writers:
+                self.writers.tell(step, "slow rank", sentence)
+        return {f"{part}_seconds": round(total / steps, 6) for part, total in seconds.items()} | compared
 
     def _utilisation(self, seconds: float) -> Record:
         """TFLOP/s of each device over the pending steps, and its share of what the device can do at most."""
@@ -229,4 +286,5 @@ class Recorder:
         record: Record = {"step": sums.step, "loss": total_loss(heads, self.heads, self.weights), **heads}
         if sums.grad_norm is not None:
             record["grad_norm"] = float(sums.grad_norm)
+        record |= {f"grad_norm_{part}": float(f"{norm:.6g}") for part, norm in sums.grad_norm_parts.items()}
         return {**record, **sums.others, "data_wait_seconds": round(sums.data_wait_seconds, 6)}

@@ -26,9 +26,17 @@ _GROUPS = {
     "tflops_per_second": "speed/tflops_per_second",
     "mfu": "speed/mfu",
     "data_wait_seconds": "speed/data_wait_seconds",
+    "forward_seconds": "speed/forward_seconds",
+    "backward_seconds": "speed/backward_seconds",
+    "optimizer_seconds": "speed/optimizer_seconds",
+    "rank_work_min_seconds": "ranks/min_seconds",
+    "rank_work_median_seconds": "ranks/median_seconds",
+    "rank_work_max_seconds": "ranks/max_seconds",
+    "slowest_rank": "ranks/slowest_rank",
     "tokens_seen": "progress/tokens_seen",
     "epoch": "progress/epoch",
     "damaged_rows": "progress/damaged_rows",
+    "damaged_blocks": "progress/damaged_blocks",
     "goodput": "goodput/goodput",
     "starts": "goodput/starts",
     "padding_share": "data/padding_share",
@@ -37,6 +45,7 @@ _GROUPS = {
     "memory_peak_gb": "memory/peak_gb",
     "memory_reserved_gb": "memory/reserved_gb",
 }
+_PREFIXES = {"probe_": "probes", "grad_norm_": "grad_norm", "epoch_": "epoch"}
 BY_TOKENS = "by_tokens/"  # TensorBoard shows one kind of x axis in a chart, hence other names
 _TRAINED = ("_loss", "_accuracy")
 
@@ -75,9 +84,9 @@ class Curves:
         values = [Summary.Value(tag=BY_TOKENS + tag, simple_value=value) for tag, value in scalars.items()]
         self._append(Event(step=int(record["tokens_seen"]), summary=Summary(value=values)))
 
-    def summary(self, summary: Summary) -> None:
-        """What belongs to no step."""
-        self._append(Event(step=0, summary=summary))
+    def summary(self, summary: Summary, step: int = 0) -> None:
+        """Anything but scalars; at step 0 what belongs to no step."""
+        self._append(Event(step=step, summary=summary))
 
     def close(self) -> None:
         self._file.close()
@@ -89,13 +98,33 @@ class Curves:
         self._file.append(framed.getvalue())
 
 
+class TensorBoard:
+    """The curves of a run by steps and by tokens."""
+
+    def __init__(self, folder: Path, resume_step: int, tokens_seen: int) -> None:
+        """Raises UserError where the folder cannot be written."""
+        self.by_steps, self.by_tokens = Curves(folder, resume_step), Curves(folder / "by_tokens", tokens_seen)
+
+    def write(self, record: Mapping[str, float]) -> None:
+        self.by_steps.write(record)
+        if "tokens_seen" in record:
+            self.by_tokens.write_by_tokens(record)
+
+    def close(self) -> None:
+        self.by_steps.close()
+        self.by_tokens.close()
+
+
 def _tag(name: str) -> str:
     """Curves of one kind stand side by side: loss/mlm beside loss/validation_mlm."""
     if name in _GROUPS:
         return _GROUPS[name]
     if name.endswith("_seconds_total"):
         return f"goodput/{name}"
-    if name.startswith("probe_"):
-        return f"probes/{name.removeprefix('probe_')}"
+    for before, group in _PREFIXES.items():
+        if name.startswith(before):
+            return f"{group}/{name.removeprefix(before)}"
+    if name.endswith("_target_share"):
+        return f"masks/{name.removesuffix('_target_share')}"
     what, _, kind = name.rpartition("_")
     return f"{kind}/{what or 'total'}" if kind in ("loss", "accuracy") else f"other/{name}"

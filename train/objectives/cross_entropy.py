@@ -8,6 +8,7 @@ Legend: N targets, C targets of a chunk, D width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,16 +20,40 @@ def cross_entropy(
     hidden_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, targets_N: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(sum of the cross-entropy in nats, number of targets with the largest logit); 0 and 0 without targets."""
+    result: tuple[torch.Tensor, torch.Tensor] = _Chunked.apply(  # type: ignore[no-untyped-call]
+        *_operands(hidden_ND, weight_VD, bias_V), targets_N, torch.is_grad_enabled()
+    )
+    return result
+
+
+@torch.no_grad()
+def most_likely(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None) -> torch.Tensor:
+    """The id [N] with the largest logit: what `cross_entropy` counts as a hit where it is the target."""
+    hidden_ND, weight_VD, bias_V = _operands(hidden_ND, weight_VD, bias_V)
+    wide = torch.promote_types(hidden_ND.dtype, torch.float32)
+    best = [torch.empty(0, dtype=torch.int64, device=hidden_ND.device)]
+    for chunk in _chunks(hidden_ND, weight_VD):
+        logits_CV = torch.addmm(bias_V, hidden_ND[chunk], weight_VD.T).to(wide)
+        best.append(logits_CV.max(-1).indices)  # not argmax: of equal logits, which bf16 has, it may name another
+    return torch.cat(best)
+
+
+def _operands(
+    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     if bias_V is None:
         bias_V = weight_VD.new_zeros(len(weight_VD))
     device = hidden_ND.device.type
     if torch.is_autocast_enabled(device):  # once here, or every chunk would cast the whole embedding
         dtype = torch.get_autocast_dtype(device)
-        hidden_ND, weight_VD, bias_V = hidden_ND.to(dtype), weight_VD.to(dtype), bias_V.to(dtype)
-    result: tuple[torch.Tensor, torch.Tensor] = _Chunked.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, weight_VD, bias_V, targets_N, torch.is_grad_enabled()
-    )
-    return result
+        return hidden_ND.to(dtype), weight_VD.to(dtype), bias_V.to(dtype)
+    return hidden_ND, weight_VD, bias_V
+
+
+def _chunks(hidden_ND: torch.Tensor, weight_VD: torch.Tensor) -> Iterator[slice]:
+    rows = max(128, _LOGITS[hidden_ND.device.type] // len(weight_VD))
+    for start in range(0, len(hidden_ND), rows):
+        yield slice(start, start + rows)
 
 
 class _Chunked(torch.autograd.Function):
@@ -41,15 +66,13 @@ class _Chunked(torch.autograd.Function):
         targets_N: torch.Tensor,
         keep: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = max(128, _LOGITS[hidden_ND.device.type] // len(weight_VD))
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
         loss, hits = hidden_ND.new_zeros((), dtype=wide), targets_N.new_zeros(())
         if keep:
             grad_ND = torch.empty_like(hidden_ND)
             grad_VD = torch.zeros_like(weight_VD, dtype=wide)
             grad_V = torch.zeros_like(bias_V, dtype=wide)
-        for start in range(0, len(hidden_ND), rows):
-            chunk = slice(start, start + rows)
+        for chunk in _chunks(hidden_ND, weight_VD):
             hidden_CD = hidden_ND[chunk]
             logits_CV = torch.addmm(bias_V, hidden_CD, weight_VD.T).to(wide)
             loss_of_chunk, hits_of_chunk, slope_CV = _scored(logits_CV, targets_N[chunk])

@@ -20,7 +20,7 @@ from train.model.documents import Documents
 from train.model.encoder import Encoder
 from train.objectives.mae import Split
 from train.objectives.masking import Chance, ordinary
-from train.objectives.objective import HeadSums, Objective, stack
+from train.objectives.objective import UNSEEN, Asked, HeadSums, Objective, stack
 from train.objectives.units import Chosen
 from train.vocabulary import Vocabulary
 
@@ -55,6 +55,10 @@ class Joint(Objective[Both]):
 
     def target_counts(self, selection: Both) -> np.ndarray:
         return np.array([chosen.counts_D.sum() for chosen in (selection.masked, selection.dropped)])
+
+    def asked(self, batch: Batch, selection: Both) -> list[Asked]:
+        shown_T = selection.seen_T.masked_fill(selection.dropped.flags_T, UNSEEN)
+        return [Asked(chosen.places_N, shown_T) for chosen in (selection.masked, selection.dropped)]
 
     def forward(self, batch: Batch, selection: Both) -> HeadSums:
         split, masked_M = Split.of(selection.documents, selection.dropped), selection.masked.places_N

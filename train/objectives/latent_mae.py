@@ -9,12 +9,15 @@ Legend: T tokens, K kept states, N targets, D documents or width.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import torch
 
 from train.data.batch import Batch
 from train.objectives.mae import Dropped, MaskedAutoencoder, Split
 from train.objectives.masking import ordinary, places
-from train.objectives.objective import HeadSums, stack
+from train.objectives.objective import Asked, HeadSums, stack
 
 
 class LatentMaskedAutoencoder(MaskedAutoencoder):
@@ -25,12 +28,19 @@ class LatentMaskedAutoencoder(MaskedAutoencoder):
             return np.array([(selection.documents.lengths_D - 2).sum()])
         return super().target_counts(selection)
 
+    def asked(self, batch: Batch, selection: Dropped) -> list[Asked]:
+        [lost] = super().asked(batch, selection)
+        return [replace(lost, places_N=self._places(selection))]
+
     def forward(self, batch: Batch, selection: Dropped) -> HeadSums:
         split = Split.of(selection.documents, selection.chosen)
         latent_TD = self.encoder(batch.ids_T, split.positions_T, split.documents)
         hidden_TD = self.decoder(latent_TD[split.kept_K], split.kept_K, split.positions_T, split.documents)
-        places_N = split.dropped_N
-        if self.settings.reconstruct == "all":
-            places_N = places(ordinary(split.documents), int(self.target_counts(selection)[0]))
+        places_N = self._places(selection)
         states_ND = self.decoder.head(hidden_TD[places_N])
         return stack(self.score(states_ND, self.decoder.bias, batch.ids_T[places_N]))
+
+    def _places(self, selection: Dropped) -> torch.Tensor:
+        if self.settings.reconstruct == "all":
+            return places(ordinary(selection.documents), int(self.target_counts(selection)[0]))
+        return selection.chosen.places_N

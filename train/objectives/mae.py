@@ -19,7 +19,7 @@ from train.model.decoder import Decoder
 from train.model.documents import Documents
 from train.model.encoder import Encoder
 from train.objectives.masking import Chance, places
-from train.objectives.objective import HeadSums, Objective, stack
+from train.objectives.objective import UNSEEN, Asked, HeadSums, Objective, stack
 from train.objectives.units import Chosen
 from train.vocabulary import Vocabulary
 
@@ -71,6 +71,10 @@ class MaskedAutoencoder(Objective[Dropped]):
 
     def target_counts(self, selection: Dropped) -> np.ndarray:
         return np.array([selection.chosen.counts_D.sum()])
+
+    def asked(self, batch: Batch, selection: Dropped) -> list[Asked]:
+        chosen = selection.chosen
+        return [Asked(chosen.places_N, batch.ids_T.masked_fill(chosen.flags_T, UNSEEN))]
 
     def forward(self, batch: Batch, selection: Dropped) -> HeadSums:
         split = Split.of(selection.documents, selection.chosen)

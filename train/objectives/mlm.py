@@ -18,7 +18,7 @@ from train.model.boundary import BoundaryHead
 from train.model.documents import Documents
 from train.model.encoder import Encoder
 from train.objectives.masking import Chance, ordinary
-from train.objectives.objective import HeadSums, Objective, stack
+from train.objectives.objective import Asked, HeadSums, Objective, stack
 from train.objectives.units import Chosen
 from train.vocabulary import Vocabulary
 
@@ -54,6 +54,9 @@ class MaskedLanguageModel(Objective[Masked]):
 
     def target_counts(self, selection: Masked) -> np.ndarray:
         return np.full(len(self.heads), selection.targets.counts_D.sum())
+
+    def asked(self, batch: Batch, selection: Masked) -> list[Asked]:
+        return [Asked(selection.targets.places_N, selection.seen_T)] * len(self.heads)
 
     def forward(self, batch: Batch, selection: Masked) -> HeadSums:
         documents, places_N = selection.documents, selection.targets.places_N

@@ -5,6 +5,7 @@ Legend: T tokens, N targets, H heads, D documents or width, V vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -15,7 +16,7 @@ from train.config import Config, Unit, mask_ratio
 from train.data.batch import Batch
 from train.model.documents import Documents
 from train.model.encoder import Encoder
-from train.objectives.cross_entropy import cross_entropy
+from train.objectives.cross_entropy import cross_entropy, most_likely
 from train.objectives.masking import (
     DROP,
     DROP_LENGTH,
@@ -37,6 +38,15 @@ from train.vocabulary import Vocabulary
 # A plain tuple: ZeRO-3 looks for tensors in tuples and rebuilds what it finds.
 HeadSums = tuple[torch.Tensor, torch.Tensor]
 Selection = TypeVar("Selection")
+UNSEEN = -1  # in the place of an id
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What one head is asked in a batch."""
+
+    places_N: torch.Tensor  # of its targets, in the order in which `forward` scores them; -1: no token of the text
+    shown_T: torch.Tensor  # the ids that it predicts them from; UNSEEN where it gets nothing of a token
 
 
 class Objective(nn.Module, Generic[Selection]):
@@ -72,6 +82,29 @@ class Objective(nn.Module, Generic[Selection]):
     def forward(self, batch: Batch, selection: Selection) -> HeadSums:
         raise NotImplementedError
 
+    def asked(self, batch: Batch, selection: Selection) -> list[Asked]:
+        """What the heads that predict tokens are asked, in the order of `heads`; others come last and are left out."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def predictions(self, batch: Batch, selection: Selection) -> tuple[torch.Tensor, ...]:
+        """The most likely id at each target, [N] for each head of `asked`: `forward`, with another question at the
+        place where it scores."""
+        found: list[torch.Tensor] = []
+
+        def guess(
+            hidden_ND: torch.Tensor, bias_V: torch.Tensor | None, targets_N: torch.Tensor, output_VD: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            found.append(most_likely(hidden_ND, output_VD, bias_V))
+            return hidden_ND.new_zeros(()), targets_N.new_zeros(2)
+
+        self._scored = guess  # type: ignore[method-assign]
+        try:
+            type(self).forward(self, batch, selection)  # the engine calls this method by the name `forward`
+        finally:
+            del self._scored  # the class has the other
+        return tuple(found)
+
     def vectors(self, ids_T: torch.Tensor, documents: Documents) -> torch.Tensor:
         """What a user of the encoder takes for the vector of a document, fp32 [D, 2, W] with W the width: the last
         state of [CLS], and the mean of the last states of all its tokens. Nothing is masked."""
@@ -106,7 +139,12 @@ class Objective(nn.Module, Generic[Selection]):
         self, hidden_ND: torch.Tensor, bias_V: torch.Tensor | None, targets_N: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss, [own hits, hits of the most frequent token]) of one head, projected by the tied embedding."""
-        loss, hits = cross_entropy(hidden_ND, self.encoder.output_VD, bias_V, targets_N)
+        return self._scored(hidden_ND, bias_V, targets_N, self.encoder.output_VD)
+
+    def _scored(
+        self, hidden_ND: torch.Tensor, bias_V: torch.Tensor | None, targets_N: torch.Tensor, output_VD: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, hits = cross_entropy(hidden_ND, output_VD, bias_V, targets_N)
         return loss, torch.stack([hits, (targets_N == self.vocabulary.most_frequent_id).sum()])
 
     def _choose(

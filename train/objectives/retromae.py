@@ -26,7 +26,7 @@ from train.model.encoder import Encoder
 from train.model.enhanced_decoder import EnhancedDecoder, Seen, documents_per_bucket
 from train.objectives import rng
 from train.objectives.masking import VISIBLE, Chance, ordinary, places
-from train.objectives.objective import HeadSums, Objective, stack
+from train.objectives.objective import UNSEEN, Asked, HeadSums, Objective, stack
 from train.objectives.units import Chosen
 from train.vocabulary import Vocabulary
 
@@ -60,6 +60,13 @@ class RetroMae(Objective[Compressed]):
 
     def target_counts(self, selection: Compressed) -> np.ndarray:
         return np.array([selection.targets.counts_D.sum(), _ordinary_tokens(selection.documents)])
+
+    def asked(self, batch: Batch, selection: Compressed) -> list[Asked]:
+        """The decoder sees another part of the document for each of its tokens, and never the token itself."""
+        documents = selection.documents
+        hidden_T = batch.ids_T.masked_fill(ordinary(documents), UNSEEN)
+        encoder = Asked(selection.targets.places_N, selection.seen_T)
+        return [encoder, Asked(self._ordinary_places(documents), hidden_T)]
 
     def forward(self, batch: Batch, selection: Compressed) -> HeadSums:
         documents = selection.documents

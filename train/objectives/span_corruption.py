@@ -25,9 +25,8 @@ from train.data.batch import Batch
 from train.model.cross_decoder import CrossDecoder
 from train.model.documents import Documents, upload
 from train.model.encoder import Encoder
-from train.objectives.cross_entropy import cross_entropy
 from train.objectives.masking import KEPT, NOISE, Chance, places
-from train.objectives.objective import HeadSums, Objective, stack
+from train.objectives.objective import UNSEEN, Asked, HeadSums, Objective, stack
 from train.objectives.units import UnitDraws, choose
 from train.vocabulary import Vocabulary
 
@@ -85,6 +84,15 @@ class SpanCorruption(Objective[Noise]):
     def target_counts(self, selection: Noise) -> np.ndarray:
         return np.array([selection.targets_D.sum()])
 
+    def asked(self, batch: Batch, selection: Noise) -> list[Asked]:
+        """The decoder, which is given all that it should have written before each of its targets."""
+        shown_T = batch.ids_T.masked_fill(selection.noise_T, UNSEEN)
+        end = len(shown_T)
+        text = sequences(torch.arange(end, device=shown_T.device), selection, end)  # of places, in the place of ids
+        place_N = text.target_U[_scored(selection, text.target_documents)]
+        is_noise_N = (place_N < end) & selection.noise_T[place_N.clamp(max=end - 1)]
+        return [Asked(torch.where(is_noise_N, place_N, -1), shown_T)]
+
     def forward(self, batch: Batch, selection: Noise) -> HeadSums:
         text, vocabulary = sequences(batch.ids_T, selection, self.vocabulary.size), self.vocabulary.size
         input_XE = torch.cat([self.encoder.embedding_VD[:vocabulary], self.sentinels])
@@ -97,8 +105,7 @@ class SpanCorruption(Objective[Noise]):
 
     def _score(self, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         output_XE = torch.cat([self.encoder.output_VD, self.sentinels])
-        loss, hits = cross_entropy(self.decoder.head(hidden_ND), output_XE, self.decoder.bias, targets_N)
-        return loss, torch.stack([hits, (targets_N == self.vocabulary.most_frequent_id).sum()])
+        return self._scored(self.decoder.head(hidden_ND), self.decoder.bias, targets_N, output_XE)
 
     def _ends(
         self, stream: int, tokens_D: np.ndarray, parts_D: np.ndarray, batch: Batch, documents: Documents

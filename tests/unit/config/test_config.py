@@ -165,7 +165,7 @@ OVERRIDE_MISTAKES = {
     "--run.seed=1": "unknown key --run.seed (did you mean run.seed?)",
     "run.seed.x=1": "unknown key run.seed.x (did you mean run.seed?)",
     "=1": "unknown key  (known here: run, data, model, objective, batch, optimizer, schedule, engine, checkpoint, "
-    "validation, probes, logging, incidents, watchdog)",
+    "validation, probes, logging, profile, incidents, watchdog)",
     "optimizer.learning_rate=fast": "optimizer.learning_rate: 'fast' is not a number",
     "optimizer.betas=[0.9]": "optimizer.betas: [0.9] is not a list of two numbers",
     "run={seed: x}": "run.seed: 'x' is not a whole number",

@@ -9,14 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from data_pipeline.manifest import Manifest, load_manifest
 from train.data.batch import Batch
-from train.data.damage import is_too_much
+from train.data.damage import damaged_blocks, is_too_much
 from train.data.epochs import EpochWalk
 from train.data.members import locate
+from train.data.mixture import MixtureWalk, Stage
 from train.data.order import Cursor, Share
 from train.data.packing import PackingRules, RowPlan, plan_rows
+from train.distributed import Ranks
 
 RULES = PackingRules(48)
 ALONE = Share(0, 1, 4, 12)
@@ -180,6 +183,20 @@ def test_damage_is_counted_once_over_all_ranks(data_set: Manifest, world_size: i
             damaged += sum(batch.damaged_rows for batch in walk.batches(cursor, share))
             cursor = walk.advance(cursor, share)
     assert damaged == plan.rows_B[3]
+
+
+def test_damaged_blocks_are_counted_once_over_epochs_and_stages(data_set: Manifest) -> None:
+    """Reference: the blocks that were flipped; two stages of a mixture read them under two plans."""
+    rank = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), host_group=None)
+    plans = [plan_rows(data_set, "train", PackingRules(length)) for length in (48, 96)]
+    for block in (1, 3):
+        flip(data_set, block, "ids")
+    walks = [EpochWalk(data_set, "train", plan, seed=2) for plan in plans]
+    mixture = MixtureWalk([Stage(10 * n, (walk,), (1.0,)) for n, walk in enumerate(walks)], ["one"], seed=2)
+    assert damaged_blocks(rank, walks[0]) == damaged_blocks(rank, mixture) == 0
+    for walk in (*walks, walks[0]):
+        read_epoch(walk)
+    assert [damaged_blocks(rank, walk) for walk in (*walks, mixture)] == [2, 2, 2]
 
 
 @pytest.mark.parametrize(

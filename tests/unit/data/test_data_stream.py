@@ -18,7 +18,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.manifest import Manifest
 from train.data.batch import Batch, make_batch
 from train.data.epochs import EpochWalk
-from train.data.held_out import HeldOutRows
+from train.data.held_out import HeldOutRows, first_documents
 from train.data.order import Cursor, Share, epoch_order
 from train.data.packing import PackingRules, plan_rows
 from train.data.reader import ShardReader
@@ -208,6 +208,44 @@ def test_validation_of_all_rows_reads_every_stored_token(data_set: Manifest, sto
     batches = HeldOutRows(data_set, "validation", PackingRules(LENGTH), 4, 0, 1, 10**6)
     read = Counter(piece for batch in batches for piece in pieces_of(batch))
     assert read == stored_pieces(stored_documents(data_set, "validation"), LENGTH - 2)
+
+
+@pytest.mark.parametrize(("count", "max_rows"), [(0, 9), (1, 9), (4, 9), (4, 2), (1000, 2)])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_documents_to_show_are_the_first_long_ones_on_every_rank(
+    data_set: Manifest, count: int, max_rows: int, world_size: int
+) -> None:
+    """Reference: all documents of the rows in their order, long ones before short ones, longer ones before shorter."""
+    alone = HeldOutRows(data_set, "validation", PackingRules(LENGTH), 1, 0, 1, max_rows)
+    pieces = [piece for batch in alone for piece in pieces_of(batch)]
+    by_worth = sorted(range(len(pieces)), key=lambda i: (-min(32, len(pieces[i][0])), i))
+    expected = [pieces[i] for i in sorted(by_worth[:count])]
+    masks = {piece: mask for batch in alone for piece, mask in zip(pieces_of(batch), places_of(batch), strict=True)}
+    for rank in range(world_size):
+        rows = HeldOutRows(data_set, "validation", PackingRules(LENGTH), 2, rank, world_size, max_rows)
+        batch = first_documents([rows], count)
+        assert (batch is None) == (count == 0)
+        if batch is not None:
+            assert pieces_of(batch) == expected and batch.epoch == -1
+            assert places_of(batch) == [masks[piece] for piece in expected]
+            assert batch.tokens == len(batch.ids_T) == sum(len(ids) + 2 for ids, _ in expected)
+
+
+def test_documents_to_show_come_from_every_data_set(data_set: Manifest, make_data_set: Callable) -> None:
+    """Reference: those of each data set alone; of three, the first one gives two."""
+    other = make_data_set([[[40]]], [[[40, 41, 42, 43]]], seed=5)
+    sets = [HeldOutRows(manifest, "validation", PackingRules(LENGTH), 1, 0, 1, 100) for manifest in (data_set, other)]
+    batch = first_documents(sets, 3)
+    assert batch is not None
+    assert pieces_of(batch) == [
+        piece for rows, count in zip(sets, (2, 1), strict=True) for piece in pieces_of(first_documents([rows], count))
+    ]
+
+
+def places_of(batch: Batch) -> list[tuple[int, int]]:
+    """What the masks of each document that is no filler depend on: its row and its place there."""
+    pairs = zip(batch.row_ids_D.tolist(), batch.row_offsets_D.tolist(), strict=True)
+    return [(row, offset) for row, offset in pairs if row >= 0]
 
 
 def test_a_walk_that_does_not_repeat_ends_after_its_last_row(data_set: Manifest) -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from train.checkpoint import load_weights, newest_whole, read_table, resume_point, save_checkpoint, verify
+from train.checkpoint import load_weights, newest_whole, read_table, resume_point, save_checkpoint
+from train.checkpoint_folder import verify
 from train.errors import CheckpointError
 
 FILES = ("model.safetensors", "exp_avg.safetensors", "exp_avg_sq.safetensors", "state.json", "manifest.json")

@@ -28,10 +28,12 @@ def room():
 def heard(caplog):
     log.addHandler(caplog.handler)
     before = log.level, log.propagate
-    log.level, log.propagate = logging.INFO, False
+    log.setLevel(logging.INFO)  # assigned, the level would leave what is remembered of the one before
+    log.propagate = False
     yield caplog
     log.removeHandler(caplog.handler)
-    log.level, log.propagate = before
+    log.setLevel(before[0])
+    log.propagate = before[1]
 
 
 def test_what_found_no_room_is_written_later_in_order_and_once(tmp_path, room, heard):

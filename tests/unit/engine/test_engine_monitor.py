@@ -194,10 +194,11 @@ def test_a_record_holds_means_over_the_targets_and_the_weighted_sum_of_the_heads
     assert first.keys() - known.keys() == {"tokens_per_second", "tokens_per_second_per_device", "step_seconds"}
     assert second.keys() - first.keys() >= {"memory_peak_gb", "starts"}
     assert second["loss"] == 0.5 * 1.5
-    assert second["reconstruction_accuracy"] == 0.0
+    assert second["reconstruction_accuracy"] is None  # no target
     assert second["validation_mlm_loss"] == 9.0
     assert "validation_mlm_loss" not in first
-    assert recorder.last == second
+    assert second["reconstruction_targets"] == 0 and second["reconstruction_loss"] is None
+    assert {name: None if math.isnan(value) else value for name, value in recorder.last.items()} == second
 
 
 def test_the_speed_is_that_of_the_time_spent_training(tmp_path):
@@ -239,10 +240,19 @@ def test_utilisation_is_the_arithmetic_of_a_device_over_its_peak_and_never_above
 
 def test_most_frequent_accuracy_is_that_of_one_constant_guess():
     """Reference: hits over targets by hand."""
-    record = head_metrics(("mlm", "other"), [[8.0, 1, 3], [0.0, 0, 0]], (4, 0))
-    assert record["mlm_most_frequent_accuracy"] == 0.75
-    assert record["other_loss"] == record["other_most_frequent_accuracy"] == 0.0
-    assert total_loss(record, ("mlm", "other"), (3.0, 1.0)) == 6.0
+    record = head_metrics(("mlm", "other"), [[8.0, 1, 3], [6.0, 0, 0]], (4, 2))
+    assert record["mlm_most_frequent_accuracy"] == 0.75 and record["other_most_frequent_accuracy"] == 0.0
+    assert total_loss(record, ("mlm", "other"), (3.0, 1.0)) == 9.0
+
+
+def test_a_head_without_targets_has_no_loss_and_adds_none():
+    """Reference: by hand; a step none of whose rows could be read has no loss at all, which is not one of 0."""
+    heads = ("mlm", "other")
+    record = head_metrics(heads, [[8.0, 1, 3], [0.0, 0, 0]], (4, 0))
+    names = ("loss", "accuracy", "perplexity", "most_frequent_accuracy")
+    assert all(math.isnan(record[f"other_{name}"]) for name in names)
+    assert total_loss(record, heads, (3.0, 1.0)) == 6.0
+    assert math.isnan(total_loss(head_metrics(heads, [[0.0, 0, 0]] * 2, (0, 0)), heads, (3.0, 1.0)))
 
 
 def test_curves_show_each_step_once_and_in_order_after_restarts(tmp_path, lives):
@@ -516,7 +526,7 @@ def test_the_first_page_has_a_chart_for_every_curve_that_it_names(tmp_path, live
     tags = set()
     for folder in (tmp_path / "tensorboard", tmp_path / "tensorboard" / "by_tokens"):
         tags |= set(EventAccumulator(str(folder)).Reload().Tags()["scalars"])
-    [value] = first_page(["mlm"], is_scaled=False).value
+    [value] = first_page(["mlm"], is_scaled=False, is_shared=False).value
     layout = layout_pb2.Layout.FromString(value.tensor.string_val[0])
     charts = {(part.title, chart.title): chart.multiline.tag for part in layout.category for chart in part.chart}
     shown = {
@@ -525,7 +535,8 @@ def test_the_first_page_has_a_chart_for_every_curve_that_it_names(tmp_path, live
     assert shown["Learning", "mlm: loss"] == {"loss/mlm", "loss/validation_mlm"}
     assert shown["Learning, by tokens seen", "mlm: loss"] == {"by_tokens/loss/mlm", "by_tokens/loss/validation_mlm"}
     # Of a GPU and of the walk through the data, or of runs that something happened to.
-    others = {"TFLOP/s of each device", "MFU", "epoch of each source", "damaged rows", "updates left out"}
+    others = {"TFLOP/s of each device", "MFU", "epoch of each source", "gradient norm of each part"}
+    others |= {"quarantined: damaged blocks, and rows of them", "skipped steps: updates left out"}
     others |= {"padding: share of the rows' room that no token takes"}
     assert {title for (_, title), found in shown.items() if not found} <= others
 

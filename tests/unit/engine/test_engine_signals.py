@@ -1,13 +1,18 @@
 """Requests to stop or save: a signal, a file or the clock sets a flag; only a second INT ends the process."""
 
+import os
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from train.errors import UserError
-from train.signals import SAVE_FILE, STOP_FILE, StopRequest, who_asked
+from train.signals import _LAUNCHERS, SAVE_FILE, STOP_FILE, StopRequest, who_asked
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -79,6 +84,24 @@ def test_a_signal_to_a_forked_child_is_not_heard_by_its_parent(start_script):
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.2)
     assert reason(process) == "None"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's end")
+@pytest.mark.parametrize("launched", [True, False])
+def test_the_end_of_a_shell_stops_nothing_and_that_of_a_launcher_does(launched, tmp_path):
+    """Reference: a parent that ends while its child waits, as `nohup ... &` leaves one behind, and as torchrun does."""
+    told, child = tmp_path / "told", tmp_path / "child.py"
+    child.write_text(
+        "import time\nfrom pathlib import Path\nfrom train.signals import StopRequest\nstop = StopRequest()\n"
+        f"stop.install()\nPath({str(tmp_path / 'ready')!r}).touch()\nstop.wait(3.0)\n"
+        f"Path({str(told)!r}).write_text(str(stop.reason))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in _LAUNCHERS}
+    environment |= {"TORCHELASTIC_RUN_ID": "1"} if launched else {}
+    begin = f"'{sys.executable}' '{child}' & while [ ! -e '{tmp_path}/ready' ]; do sleep 0.05; done"
+    subprocess.run(["sh", "-c", begin], env=environment | {"PYTHONPATH": str(ROOT)}, check=True, timeout=60)
+    assert becomes(told.exists, 30.0) and becomes(lambda: told.read_text() != "", 5.0)
+    assert told.read_text() == ("SIGTERM" if launched else "None")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

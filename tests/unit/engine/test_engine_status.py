@@ -58,7 +58,22 @@ def test_a_screen_says_what_the_files_say(run):
     assert told["speed"] == "6,400 tokens/s, 0.02 s a step, 1 s left"
     assert told["goodput"].startswith("88.0% of 1 min 40 s over 2 starts: startup 2 s, steps 1 min 28 s")
     assert told["checkpoint"] == "step-00000060, 0 s ago; 2 kept, best step-00000030"
-    assert told["incidents"] == "1 x loss spike; the last at step 41 (2026-01-01T00:00:00+00:00)"
+    assert told["incidents"] == "1 x loss spike; the last at step 41 (2026-01-01T00:00:00+00:00): loss spike"
+
+
+def test_a_screen_says_what_is_in_the_last_record_of_gradient_and_data(run):
+    """Reference: the numbers by hand; no number stands as null, and damage is said where there is any."""
+    norms = {"grad_norm": 0.75, "grad_norm_embeddings": 0.25, "grad_norm_encoder": None}
+    data = {"mlm_target_share": 0.1496, "mae_target_share": 0.5, "padding_share": 0.0009, "damaged_blocks": 0}
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(record(61) | norms | data | {"damaged_rows": 0}) + "\n")
+    told = lines(run)
+    assert told["gradient"] == "norm 0.7500 (embeddings 0.2500, encoder not finite)"
+    assert told["data"] == "mlm predicts 15.0% of the tokens, mae predicts 50.0% of the tokens, 0.09% padding"
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(record(62) | {"damaged_blocks": 1, "damaged_rows": 2500}) + "\n")
+    assert lines(run)["data"] == "1 block could not be read since this start, 2,500 rows of the whole run"
+    assert "gradient" not in lines(run)
 
 
 def test_a_run_is_alive_while_a_process_holds_its_folder(run):
@@ -104,3 +119,14 @@ def test_a_folder_that_is_no_run_is_one_line(tmp_path, capsys):
         list(status(tmp_path))
     assert main(["status", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"bertmae: {tmp_path}: no run folder (it has no config.yaml)\n"
+
+
+def test_a_run_that_has_probes_alone_or_a_validation_without_a_number_has_a_screen(run):
+    """Reference: by hand; a record of step 0 has no loss, and null stands for what is not finite."""
+    (run / "metrics.jsonl").write_text('{"step": 0, "probe_a_mean_accuracy": 0.5}\n')
+    assert "no step yet" in lines(run)["process"] and "loss" not in lines(run)
+    file = MetricsFile(run / "metrics.jsonl", 0)
+    file.write(record(1, validation_loss=6.5))
+    file.write(record(2, validation_loss=float("nan")))
+    file.close()
+    assert lines(run)["loss"] == "6.9800; held out 6.5000 at step 1, lowest 6.5000 at step 1"

@@ -6,7 +6,7 @@ encoder and a decoder out of loops.
 
 import cmath
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import torch
@@ -249,8 +249,12 @@ class HeadTotals:
     loss: torch.Tensor
     hits: int = 0
     frequent: int = 0
+    guesses: list[int] = field(default_factory=list)
+    truths: list[int] = field(default_factory=list)
 
     def add(self, logits: torch.Tensor, truth: int) -> None:
+        self.guesses.append(int(logits.argmax()))
+        self.truths.append(truth)
         self.loss = self.loss - logits.log_softmax(-1)[truth]
         self.hits += int(logits.argmax()) == truth
         self.frequent += truth == VOCABULARY.most_frequent_id
