@@ -28,11 +28,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_bf16_learns_as_much_as_fp32(data: Path, tmp_path: Path) -> None:
-    """Reference: fp32 from the same weights over the same rows: the last 20 of 100 steps differ by less than 0.005 nats
-    in the median (measured: 0.0005), where fp32 itself has fallen by more than 0.5 (measured: 0.71).
+    """Reference: fp32 from the same weights over the same rows: the last 20 of 100 steps differ by less than 0.01 nats on
+    average (measured: 0.0008), where fp32 itself has fallen by more than 0.5 (measured: 0.80).
 
-    Not the mean: with bf16 instructions of the processor one of these steps was once 0.3 above fp32's, those before and
-    after it within 0.002. Not understood; processors without these instructions have never shown it.
+    The learning rate has room below the edge of stability. At 3e-3 an update of some runs steps over a cliff, a loss 0.3
+    higher and a gradient of norm 23 for one step, in the arithmetic of fp32 too; chance decides which precision does.
     """
     output = tmp_path / "curves.json"
     curves = {case: np.array(curve) for case, curve in on_ranks("real_text_worker", 1, output, data, output).items()}
@@ -40,4 +40,4 @@ def test_bf16_learns_as_much_as_fp32(data: Path, tmp_path: Path) -> None:
     assert fp32[-LAST:].mean() < fp32[:5].mean() - 0.5
     assert len(curves) == 2
     for case, curve in curves.items():
-        assert np.median(np.abs(curve - fp32)[-LAST:]) < 0.005, (case, curve - fp32)
+        assert np.abs(curve - fp32)[-LAST:].mean() < 0.01, (case, curve - fp32)
