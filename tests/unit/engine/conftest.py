@@ -1,5 +1,6 @@
-"""What the tests of the training engine share: a small configuration, and scripts in processes of their own."""
+"""What the tests of the training engine share: a small configuration, the log, scripts in processes of their own."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 
 from train.config import Config
 from train.config_file import load_config
+from train.monitor.logs import log
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -33,6 +35,19 @@ def configure(tmp_path: Path) -> Callable[..., Config]:
     path = tmp_path / "small.yaml"
     path.write_text(SMALL, encoding="utf-8")
     return lambda *overrides: load_config(path, overrides)
+
+
+@pytest.fixture
+def heard(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What the run's log says from INFO on."""
+    log.addHandler(caplog.handler)
+    before = log.level, log.propagate
+    log.setLevel(logging.INFO)  # assigned, the level would leave what is remembered of the one before
+    log.propagate = False
+    yield caplog
+    log.removeHandler(caplog.handler)
+    log.setLevel(before[0])
+    log.propagate = before[1]
 
 
 @pytest.fixture

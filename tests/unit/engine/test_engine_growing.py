@@ -1,7 +1,6 @@
 """Files of a run on a disk that is full for a while."""
 
 import json
-import logging
 import resource
 import signal
 
@@ -10,7 +9,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from train.monitor import growing
 from train.monitor.growing import GrowingFile
-from train.monitor.logs import log
 from train.monitor.metrics import MetricsFile, read_metrics
 from train.monitor.tensorboard import Curves
 
@@ -22,18 +20,6 @@ def room():
     yield lambda most: resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     signal.signal(signal.SIGXFSZ, handler)
-
-
-@pytest.fixture
-def heard(caplog):
-    log.addHandler(caplog.handler)
-    before = log.level, log.propagate
-    log.setLevel(logging.INFO)  # assigned, the level would leave what is remembered of the one before
-    log.propagate = False
-    yield caplog
-    log.removeHandler(caplog.handler)
-    log.setLevel(before[0])
-    log.propagate = before[1]
 
 
 def test_what_found_no_room_is_written_later_in_order_and_once(tmp_path, room, heard):

@@ -1,7 +1,6 @@
 """Writers beside metrics.jsonl: order, failures and slowness of one of them cost its own records alone."""
 
 import importlib.util
-import logging
 import threading
 import time
 
@@ -9,7 +8,6 @@ import pytest
 
 from train.errors import UserError
 from train.monitor import writers
-from train.monitor.logs import log
 from train.monitor.recorder import Writers
 from train.monitor.writers import Beside, open_others, refuse_missing
 
@@ -33,18 +31,6 @@ class Kept:
 
     def close(self):
         self.closed = True
-
-
-@pytest.fixture
-def heard(caplog):
-    log.addHandler(caplog.handler)
-    before = log.level, log.propagate
-    log.setLevel(logging.INFO)  # assigned, the level would leave what is remembered of the one before
-    log.propagate = False
-    yield caplog
-    log.removeHandler(caplog.handler)
-    log.setLevel(before[0])
-    log.propagate = before[1]
 
 
 def test_every_writer_gets_every_record_in_order_and_is_closed(tmp_path):
